@@ -1,0 +1,1 @@
+"""Public datasets, one declarative YAML file each."""

@@ -1,0 +1,35 @@
+"""One-line messages for what pydantic finds wrong."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: object, where: str) -> Model:
+    """Builds a model and turns pydantic's report into one line a user can act on.
+
+    Args:
+        model: The model to build.
+        values: What was read from a file or a plan.
+        where: File or plan key the values come from, named first in the message.
+
+    Raises:
+        ValueError: A key is unknown (the message lists the right ones), missing, or has a wrong value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+            if problem["type"] == "extra_forbidden":
+                problems.append(f"unknown key '{key}'; the keys are {', '.join(model.model_fields)}")
+            elif problem["type"] == "missing":
+                problems.append(f"key '{key}' is missing")
+            else:
+                problems.append(f"{key}: {problem['msg']}, got {problem['input']!r:.120}")
+        raise ValueError(f"{where}: {'; '.join(problems)}") from None

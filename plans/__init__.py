@@ -1,0 +1,1 @@
+"""Presets for planning and training, one JSON file each."""
