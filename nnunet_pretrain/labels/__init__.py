@@ -1,0 +1,7 @@
+"""Label space, label schemes and the arrays made of them."""
+
+from nnunet_pretrain.labels.scheme import LabelScheme
+from nnunet_pretrain.labels.space import BACKGROUND, DEFAULT_SPACE, IGNORE, LabelSpace
+from nnunet_pretrain.labels.table import LabelSetTable
+
+__all__ = ["BACKGROUND", "DEFAULT_SPACE", "IGNORE", "LabelScheme", "LabelSetTable", "LabelSpace"]
