@@ -1,0 +1,92 @@
+"""What our trainers read from the plans, under the key "nnunet_pretrain".
+
+nnU-Net's trainers take no arguments, so a run's settings live in its plans; nnU-Net stores them with the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnunet_pretrain.validation import validated
+
+SETTINGS_KEY = "nnunet_pretrain"
+
+
+class TrainingSettings(BaseModel):
+    """How to train. The defaults are nnU-Net's own numbers.
+
+    Attributes:
+        optimizer: SGD (Nesterov momentum 0.99, as nnU-Net) or AdamW.
+        initial_lr: Learning rate after warm-up.
+        weight_decay: Weight decay of the optimiser.
+        warmup_epochs: Epochs of linear warm-up before the polynomial decay.
+        num_epochs: Epochs in all.
+        num_iterations_per_epoch: Training steps per epoch.
+        num_val_iterations_per_epoch: Validation batches per epoch (pseudo-Dice).
+        save_every: Epochs between two writes of checkpoint_latest.
+        oversample_foreground_percent: Share of patches centred on foreground.
+        mirror_axes: Axes of the patch to mirror in training and inference; None means nnU-Net's axes except
+            left-right where the label names distinguish left from right.
+        seed: Seed of the initial weights, or None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    initial_lr: float = Field(1e-2, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    warmup_epochs: int = Field(0, ge=0)
+    num_epochs: int = Field(1000, ge=1)
+    num_iterations_per_epoch: int = Field(250, ge=1)
+    num_val_iterations_per_epoch: int = Field(50, ge=1)
+    save_every: int = Field(50, ge=1)
+    oversample_foreground_percent: float = Field(0.33, ge=0, le=1)
+    mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
+    seed: int | None = None
+
+
+class TransferSettings(BaseModel):
+    """Where a transfer starts from.
+
+    Attributes:
+        checkpoint: Path of the pre-trained checkpoint, or None for the control from scratch.
+        sha256: Checksum of that file when the transfer was planned.
+        min_loaded_share: Smallest share of the parameters outside the heads that must be loaded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str | None = None
+    sha256: str | None = None
+    min_loaded_share: float = Field(0.9, gt=0, le=1)
+
+
+class PretrainSettings(BaseModel):
+    """Everything under the plans' key "nnunet_pretrain".
+
+    Attributes:
+        preset: Preset the plans were made with.
+        training: How to train.
+        transfer: Where to start from; only in transfer plans.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "default"
+    training: TrainingSettings = TrainingSettings()
+    transfer: TransferSettings | None = None
+
+    @classmethod
+    def from_plans(cls, plans: Mapping[str, Any]) -> PretrainSettings:
+        """Reads and checks the settings of plans.
+
+        Raises:
+            ValueError: The plans have no such key, or an entry is wrong.
+        """
+        where = f"plans '{plans.get('plans_name')}', key '{SETTINGS_KEY}'"
+        if SETTINGS_KEY not in plans:
+            raise ValueError(f"{where} is missing; make the plans with `nnunet_pretrain plan` or `plan_transfer`")
+        return validated(cls, plans[SETTINGS_KEY], where)
