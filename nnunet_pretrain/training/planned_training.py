@@ -1,0 +1,84 @@
+"""Trainer part: numbers, optimiser, schedule, mirroring and seed come from the plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.optim import SGD, AdamW, Optimizer
+
+from nnunet_pretrain.planning.settings import PretrainSettings
+from nnunet_pretrain.training.schedule import WarmupPolyLR
+
+
+class PlannedTraining(nnUNetTrainer):
+    """Trains as the plans' key "nnunet_pretrain" says; see `TrainingSettings`."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
+    ) -> None:
+        self.settings = PretrainSettings.from_plans(plans)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        training = self.settings.training
+        self.initial_lr = training.initial_lr
+        self.weight_decay = training.weight_decay
+        self.num_epochs = training.num_epochs
+        self.num_iterations_per_epoch = training.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = training.num_val_iterations_per_epoch
+        self.save_every = training.save_every
+        self.oversample_foreground_percent = training.oversample_foreground_percent
+
+    def initialize(self) -> None:
+        """As nnU-Net, with the initial weights drawn from the settings' seed."""
+        if self.settings.training.seed is not None:
+            torch.manual_seed(self.settings.training.seed)
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupPolyLR]:
+        """Returns the settings' optimiser, and a schedule with warm-up."""
+        training = self.settings.training
+        parameters = self.network.parameters()
+        optimizer: Optimizer
+        if training.optimizer == "AdamW":
+            optimizer = AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
+        else:
+            optimizer = SGD(
+                parameters, lr=self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            )
+        return optimizer, WarmupPolyLR(optimizer, self.num_epochs, training.warmup_epochs)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
+        self,
+    ) -> tuple[Any, Any, Any, tuple[int, ...] | None]:
+        """As nnU-Net, with the settings' mirror axes."""
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        chosen = self.settings.training.mirror_axes
+        if chosen is None:
+            left_right = self._left_right_axis()
+            chosen = tuple(axis for axis in axes if axis != left_right)
+        # nnU-Net's predictor takes the maximum of the axes, which an empty tuple does not have.
+        self.inference_allowed_mirroring_axes = chosen or None
+        self.print_to_log_file(f"mirror_axes: {self.inference_allowed_mirroring_axes}")
+        return rotation, dummy_2d, patch_size, chosen or None
+
+    def _left_right_axis(self) -> int | None:
+        """Returns the axis along which mirroring would swap left and right labels, None if no label has a side."""
+        names = {name.lower() for name in self.dataset_json["labels"]}
+        if not any("left" in name and name.replace("left", "right") in names for name in names):
+            return None
+        # Readers give (z, y, x); the planner may have permuted the axes. 2D patches have lost the first one.
+        position = list(self.plans_manager.transpose_forward).index(2)
+        return position - (3 - len(self.configuration_manager.patch_size))
+
+    def on_train_start(self) -> None:
+        """As nnU-Net; also seeds the sampling of the main process."""
+        if self.settings.training.seed is not None:
+            np.random.seed(self.settings.training.seed)
+        super().on_train_start()
