@@ -143,6 +143,7 @@ def _write_dataset_json(
         entries[result.case] = {
             "images": [str(job.files.image.absolute())],
             "label": f"labelsTr/{result.case}.nii.gz",
+            "source": source.name,
             "scheme": scheme.name,
         }
     used = {entry["scheme"] for entry in entries.values()}

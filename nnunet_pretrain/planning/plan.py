@@ -54,9 +54,9 @@ def plan(dataset: int | str, preset: str = "default", num_processes: int = 2) ->
 
 def extract_fingerprint(name: str, num_processes: int) -> None:
     """Lets nnU-Net extract the fingerprint of a raw dataset anew."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-    extract_fingerprint_dataset(name, num_processes=num_processes, clean=True, verbose=False)
+    DatasetFingerprintExtractor(name, num_processes).run(overwrite_existing=True)
 
 
 def _stock_plans(

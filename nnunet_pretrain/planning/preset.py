@@ -25,9 +25,9 @@ class Network(BaseModel):
 
     patch_size: tuple[int, int, int]
     batch_size: int = Field(ge=2)
-    base_features: int = Field(32, ge=1)
-    max_features: int = Field(320, ge=1)
-    min_edge: int = Field(4, ge=1)
+    base_features: int = Field(default=32, ge=1)
+    max_features: int = Field(default=320, ge=1)
+    min_edge: int = Field(default=4, ge=1)
 
 
 class Preset(BaseModel):

@@ -31,21 +31,24 @@ class TrainingSettings(BaseModel):
         mirror_axes: Axes of the patch to mirror in training and inference; None means nnU-Net's axes except
             left-right where the label names distinguish left from right.
         seed: Seed of the initial weights, or None.
+        val_share: Share of each source held out for validation when a merged dataset is trained with fold `all`;
+            at least one case of every source that has more than one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["SGD", "AdamW"] = "SGD"
-    initial_lr: float = Field(1e-2, gt=0)
-    weight_decay: float = Field(3e-5, ge=0)
-    warmup_epochs: int = Field(0, ge=0)
-    num_epochs: int = Field(1000, ge=1)
-    num_iterations_per_epoch: int = Field(250, ge=1)
-    num_val_iterations_per_epoch: int = Field(50, ge=1)
-    save_every: int = Field(50, ge=1)
-    oversample_foreground_percent: float = Field(0.33, ge=0, le=1)
+    initial_lr: float = Field(default=1e-2, gt=0)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0)
+    num_epochs: int = Field(default=1000, ge=1)
+    num_iterations_per_epoch: int = Field(default=250, ge=1)
+    num_val_iterations_per_epoch: int = Field(default=50, ge=1)
+    save_every: int = Field(default=50, ge=1)
+    oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
     mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
     seed: int | None = None
+    val_share: float = Field(default=0.02, ge=0, lt=1)
 
 
 class TransferSettings(BaseModel):
@@ -61,7 +64,7 @@ class TransferSettings(BaseModel):
 
     checkpoint: str | None = None
     sha256: str | None = None
-    min_loaded_share: float = Field(0.9, gt=0, le=1)
+    min_loaded_share: float = Field(default=0.9, gt=0, le=1)
 
 
 class PretrainSettings(BaseModel):

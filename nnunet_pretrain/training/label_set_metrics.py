@@ -45,8 +45,8 @@ def hard_counts(sets: LabelSets, prediction_BV: Tensor, rows_BV: Tensor) -> tupl
 
 def counts_of_case(sets: LabelSets, scheme: int, reference: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Counts:
     """Counts of one case from two label maps of equal shape; see `hard_counts`."""
-    rows = sets.encode(torch.from_numpy(reference.astype(np.int64)).view(1, 1, -1), torch.tensor([scheme]))
-    prediction_v = torch.from_numpy(prediction.astype(np.int64)).view(1, -1)
+    rows = sets.encode(torch.from_numpy(reference.astype(np.int64)).reshape(1, 1, -1), torch.tensor([scheme]))
+    prediction_v = torch.from_numpy(prediction.astype(np.int64)).reshape(1, -1)
     tp, fp, fn = (counts.cpu().numpy() for counts in hard_counts(sets, prediction_v, rows[:, 0]))
     return tp, fp, fn
 
@@ -68,7 +68,7 @@ def evaluate_folder(
         from reference and prediction has Dice NaN and does not enter the mean.
     """
     sets = LabelSets(table)
-    per_case = []
+    per_case: list[dict[str, Any]] = []
     for case in cases:
         files = references / f"{case}{file_ending}", predictions / f"{case}{file_ending}"
         reference, prediction = (np.asanyarray(nib.load(file).dataobj) for file in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,37 @@ from torch import Tensor, nn
 
 from nnunet_pretrain.files import write_json
 from nnunet_pretrain.labels import LabelSetTable
+from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
 from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts
 
 
+def hold_out(cases: Sequence[str], entries: Mapping[str, Any], share: float) -> tuple[list[str], list[str]]:
+    """Splits cases into training and validation, source by source and always in the same way.
+
+    Args:
+        cases: Case names.
+        entries: The `dataset` entry of dataset.json, which names each case's source.
+        share: Share of each source to hold out; a source with more than one case gives at least one.
+
+    Returns:
+        Training and validation cases. Without any held-out case, validation is on the training cases, as in nnU-Net.
+    """
+    by_source: dict[str, list[str]] = {}
+    for case in cases:
+        by_source.setdefault(entries[case].get("source", entries[case]["scheme"]), []).append(case)
+    held_out: set[str] = set()
+    for members in by_source.values():
+        number = max(1, round(share * len(members))) if share and len(members) > 1 else 0
+        held_out.update(np.random.default_rng(12345).choice(members, number, replace=False).tolist())
+    training = [case for case in cases if case not in held_out]
+    return training, sorted(held_out) or training
+
+
 class LabelSetSupervision(nnUNetTrainer):
     """Trains and validates on what each case's source annotates, and on nothing else."""
+
+    settings: PretrainSettings
 
     def __init__(
         self,
@@ -42,6 +68,14 @@ class LabelSetSupervision(nnUNetTrainer):
             return loss
         stock.loss = loss
         return stock
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """As nnU-Net; fold `all` holds out a small share of every source, so that validation sees unseen cases."""
+        if self.fold != "all":
+            return super().do_split()
+        cases, _ = super().do_split()
+        self.label_sets.scheme_indices(cases)  # refuses cases without a scheme before the first step
+        return hold_out(sorted(cases), self.dataset_json["dataset"], self.settings.training.val_share)
 
     def on_train_start(self) -> None:
         """As nnU-Net; the log says which groups the pseudo Dice lists, and which case follows which scheme."""

@@ -65,6 +65,9 @@ def plan_transfer(
     )
     # nnU-Net's preprocessing and training read the dataset.json beside the plans.
     shutil.copyfile(target_json, folder / "dataset.json")
+    splits = target_json.with_name("splits_final.json")
+    if splits.is_file() and not (folder / splits.name).exists():
+        shutil.copyfile(splits, folder / splits.name)  # as nnU-Net's planners do
     paths = []
     for plans_name, start in (
         (TRANSFER_PLANS, TransferSettings(checkpoint=str(checkpoint), sha256=sha256_of(checkpoint))),

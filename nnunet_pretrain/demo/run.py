@@ -1,0 +1,214 @@
+"""The whole path on phantom CTs: three sources, merge, pre-train, transfer with control, predict, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_pretrain import __version__
+from nnunet_pretrain.conversion import find_source
+from nnunet_pretrain.demo.commands import Workflow
+from nnunet_pretrain.demo.real_data import SOURCE, find_real_source, first_image
+from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_search_path
+
+PRETRAINING = "Dataset900_AbdomenMerged"
+TARGET = "Dataset901_Target"
+CONFIGURATION = "3d_fullres"
+PRETRAIN = ("nnUNetTrainerPretrain", "nnUNetPretrainPlans")
+ARMS = {
+    "pre-trained": ("nnUNetTrainerTransfer", "nnUNetTransferPlans"),
+    "from scratch": ("nnUNetTrainerTransfer", "nnUNetTransferPlans__scratch"),
+}
+# The target's own label set: coarser than the pre-training's, and complete.
+TARGET_LABELS = {
+    "liver": ("liver", "liver_tumor", "hepatic_vessel"),
+    "kidneys": ("kidney_left", "kidney_right", "kidney_tumor", "kidney_cyst"),
+    "spleen": ("spleen",),
+    "stomach": ("stomach",),
+    "great_vessels": ("aorta", "postcava"),
+    "pancreas": ("pancreas", "pancreas_tumor"),
+}
+TARGET_SEEDS = {"train": (9001, 9002), "val": (9003, 9004), "test": (9005, 9006, 9007, 9008)}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of a demo.
+
+    Attributes:
+        root: The folder the user gave.
+    """
+
+    root: Path
+
+    def sources(self, name: str) -> Path:
+        """Folder of a source."""
+        return self.root / "sources" / name
+
+    def raw(self, dataset: str) -> Path:
+        """Raw dataset."""
+        return self.root / "nnUNet_raw" / dataset
+
+    def fold(self, dataset: str, run: tuple[str, str], fold: str) -> Path:
+        """Results of a run."""
+        return self.root / "nnUNet_results" / dataset / f"{run[0]}__{run[1]}__{CONFIGURATION}" / f"fold_{fold}"
+
+    def predictions(self, name: str) -> Path:
+        """Predictions of an arm."""
+        return self.root / "predictions" / name.replace(" ", "_")
+
+    def environment(self, device: str) -> dict[str, str]:
+        """Variables nnU-Net's commands need here."""
+        folders = {variable: str(self.root / variable) for variable in NNUNET_VARIABLES}
+        small = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+        return {**folders, **small, **({} if device == "cuda" else {"nnUNet_compile": "f"}), **_trainers()}
+
+
+def _trainers() -> dict[str, str]:
+    return {TRAINER_VARIABLE: trainer_search_path()}
+
+
+def run_demo(
+    out: Path,
+    *,
+    cases: int = 6,
+    data: Path | None = None,
+    device: str | None = None,
+    preset: str = "tiny",
+    show: Callable[[str], None] = print,
+) -> Path:
+    """Runs the demo, or what is missing of it.
+
+    Args:
+        out: Folder for everything, created if needed.
+        cases: Phantom cases per source.
+        data: Folder of a real CT in TotalSegmentator layout, used as a further source, or None.
+        device: Device for nnU-Net; None takes cuda if there is one, else cpu.
+        preset: Preset for both trainings.
+        show: Called with each line for the user.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: Fewer than two cases, another demo lies in `out`, or a command failed.
+        FileNotFoundError: `data` holds no usable CT.
+    """
+    if cases < 2:
+        raise ValueError(f"--cases must be at least 2 (one is held out per source), got {cases}")
+    work = Workspace(out.expanduser().absolute())
+    device = device or _best_device()
+    settings = {"version": __version__, "cases": cases, "data": data and str(data.absolute()), "preset": preset}
+    _claim(work.root, settings)
+    environment = work.environment(device)
+    show("\n".join(f"export {name}={value}" for name, value in environment.items()))
+    workflow = Workflow(work.root, environment, show)
+
+    sources = _write_sources(work, cases, data, show)
+    _pretrain(workflow, work, sources, preset, device)
+    _transfer(workflow, work, preset, device)
+    real = first_image(sources[SOURCE]) if SOURCE in sources else None
+    if real is not None:
+        _predict_real(workflow, work, real, device)
+
+    from nnunet_pretrain.demo.story import write_report
+
+    report = write_report(work, workflow, environment, real)
+    show(f"report: {report}")
+    return report
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _claim(root: Path, settings: dict[str, object]) -> None:
+    """Makes sure that the folder holds this demo or nothing."""
+    path = root / "demo.json"
+    if path.is_file() and read_json(path) != settings:
+        raise ValueError(
+            f"{root} holds a demo with other settings {read_json(path)}; choose another --out or delete it"
+        )
+    if not path.is_file() and root.is_dir() and any(root.iterdir()):
+        raise ValueError(f"{root} is not empty and holds no demo; choose another --out")
+    for variable in NNUNET_VARIABLES:
+        (root / variable).mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def _write_sources(work: Workspace, cases: int, data: Path | None, show: Callable[[str], None]) -> dict[str, Path]:
+    from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
+
+    folders = {}
+    for position, name in enumerate(("BTCV", "KiTS23", "AbdomenAtlas1.1")):
+        folders[name] = work.sources(name)
+        seeds = range(1000 * (position + 1), 1000 * (position + 1) + cases)
+        orientations = {"KiTS23": ("IPL",)}.get(name, ("RAS", "LPS"))
+        show(f"drawing {cases} phantoms as {name} publishes its cases: {folders[name]}")
+        write_phantom_source(find_source(name), folders[name], seeds, orientations)
+    show(f"drawing the target: {', '.join(TARGET_LABELS)}, {len(TARGET_SEEDS['train'])} training cases")
+    write_phantom_target(work.raw(TARGET), TARGET_LABELS, **TARGET_SEEDS, orientation="LPS")
+    if data is not None:
+        folders[SOURCE] = find_real_source(data, work.sources(SOURCE))
+    return folders
+
+
+def _pretrain(workflow: Workflow, work: Workspace, sources: dict[str, Path], preset: str, device: str) -> None:
+    dataset_id, name = PRETRAINING.removeprefix("Dataset").split("_")
+    pairs = [part for source, folder in sources.items() for part in ("--source", f"{source}={folder}")]
+    workflow.run(["nnunet_pretrain", "merge", "-d", dataset_id, "-n", name, *pairs, "--overwrite"])
+    workflow.run(["nnunet_pretrain", "plan", "-d", dataset_id, "--preset", preset])
+    _preprocess(workflow, dataset_id, PRETRAIN[1])
+    _train(workflow, work, PRETRAINING, PRETRAIN, "all", device)
+
+
+def _transfer(workflow: Workflow, work: Workspace, preset: str, device: str) -> None:
+    target_id = TARGET.removeprefix("Dataset").split("_")[0]
+    checkpoint = work.fold(PRETRAINING, PRETRAIN, "all") / "checkpoint_final.pth"
+    workflow.run(["nnunet_pretrain", "inspect", checkpoint])
+    workflow.run(["nnunet_pretrain", "plan_transfer", "-d", target_id, "-c", checkpoint, "--preset", preset])
+    _preprocess(workflow, target_id, ARMS["pre-trained"][1])
+    for arm, run in ARMS.items():
+        _train(workflow, work, TARGET, run, "0", device)
+        folder = work.predictions(arm)
+        images = work.raw(TARGET) / "imagesTs"
+        _predict(workflow, target_id, images, folder, run, "0", device)
+        model = work.fold(TARGET, run, "0").parent
+        files = ("-djfile", model / "dataset.json", "-pfile", model / "plans.json")
+        workflow.run(["nnUNetv2_evaluate_folder", work.raw(TARGET) / "labelsTs", folder, *files, "-np", "2"])
+
+
+def _predict_real(workflow: Workflow, work: Workspace, image: Path, device: str) -> None:
+    images = work.root / "real_images"
+    images.mkdir(exist_ok=True)
+    link = images / "real_0000.nii.gz"
+    if not link.is_symlink():
+        link.symlink_to(image.absolute())
+    dataset_id = PRETRAINING.removeprefix("Dataset").split("_")[0]
+    _predict(workflow, dataset_id, images, work.predictions("real"), PRETRAIN, "all", device)
+
+
+def _preprocess(workflow: Workflow, dataset_id: str, plans: str) -> None:
+    workflow.run(["nnUNetv2_preprocess", "-d", dataset_id, "-plans_name", plans, "-c", CONFIGURATION, "-np", "2"])
+
+
+def _train(workflow: Workflow, work: Workspace, dataset: str, run: tuple[str, str], fold: str, device: str) -> None:
+    plans = read_json(work.root / "nnUNet_preprocessed" / dataset / f"{run[1]}.json")
+    dataset_id = dataset.removeprefix("Dataset").split("_")[0]
+    workflow.run(
+        ["nnUNetv2_train", dataset_id, CONFIGURATION, fold, "-tr", run[0], "-p", run[1], "-device", device],
+        epochs=plans["nnunet_pretrain"]["training"]["num_epochs"],
+        resume=lambda: any(work.fold(dataset, run, fold).glob("checkpoint_*.pth")),
+    )
+
+
+def _predict(
+    workflow: Workflow, dataset_id: str, images: Path, output: Path, run: tuple[str, str], fold: str, device: str
+) -> None:
+    model = ("-d", dataset_id, "-c", CONFIGURATION, "-f", fold, "-tr", run[0], "-p", run[1])
+    files = ("-i", images, "-o", output)
+    workflow.run(["nnUNetv2_predict", *files, *model, "-device", device, "-npp", "1", "-nps", "1"])

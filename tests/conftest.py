@@ -1,0 +1,80 @@
+"""Shared fixtures: small sources on disk, and one real pre-training that several tests look at."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from nnunet_runs import (
+    ENVIRONMENT,
+    SMALL,
+    SOURCES,
+    SPAWNED_TRAINING,
+    TARGET_LABELS,
+    run,
+    script,
+    shorten,
+)
+
+from nnunet_pretrain.conversion import find_source, merge
+from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
+from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
+
+os.environ.update(ENVIRONMENT)  # nnU-Net reads some of them when it is imported
+
+
+@pytest.fixture
+def nnunet(tmp_path, monkeypatch):
+    """Empty nnU-Net folders; the environment points to them."""
+    for variable in NNUNET_VARIABLES:
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.delenv(TRAINER_VARIABLE, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Two coarse phantoms per source, as that source lies on disk; tests copy before they change anything."""
+    root = tmp_path_factory.mktemp("sources")
+    for position, name in enumerate(SOURCES):
+        orientations = ("IPL",) if name == "KiTS23" else ("RAS", "LPS")
+        write_phantom_source(
+            find_source(name), root / name, range(10 * position, 10 * position + 2), orientations, **SMALL
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, sources):
+    """A real, very short pre-training under start method spawn, and a planned and preprocessed target."""
+    root = tmp_path_factory.mktemp("pretrained")
+    folders = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
+    environment = {**folders, TRAINER_VARIABLE: str(leaf("trainers"))}
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        for folder in folders.values():
+            Path(folder).mkdir()
+        merge(900, "Merged", [(name, sources / name) for name in SOURCES])
+        write_phantom_target(root / "nnUNet_raw/Dataset901_Target", TARGET_LABELS, [80], [81], [82], **SMALL)
+    logs = {
+        "plan_and_preprocess": run(
+            [script("nnUNetv2_plan_and_preprocess"), "-d", "900", "--verify_dataset_integrity", "--no_pp", "-np", "2"],
+            environment,
+        )
+    }
+    run([script("nnunet_pretrain"), "plan", "-d", "900", "--preset", "tiny"], environment)
+    shorten(root / "nnUNet_preprocessed/Dataset900_Merged/nnUNetPretrainPlans.json")
+    preprocess = [script("nnUNetv2_preprocess"), "-c", "3d_fullres", "-np", "2"]
+    run([*preprocess, "-d", "900", "-plans_name", "nnUNetPretrainPlans"], environment)
+    train = [sys.executable, "-c", SPAWNED_TRAINING, "900", "3d_fullres", "all", "-device", "cpu"]
+    logs["train"] = run([*train, "-tr", "nnUNetTrainerPretrain", "-p", "nnUNetPretrainPlans"], environment)
+    model = root / "nnUNet_results/Dataset900_Merged/nnUNetTrainerPretrain__nnUNetPretrainPlans__3d_fullres"
+    checkpoint = model / "fold_all/checkpoint_final.pth"
+    run([script("nnunet_pretrain"), "plan_transfer", "-d", "901", "-c", checkpoint], environment)
+    for plans in ("nnUNetTransferPlans", "nnUNetTransferPlans__scratch"):
+        shorten(root / f"nnUNet_preprocessed/Dataset901_Target/{plans}.json")
+    run([*preprocess, "-d", "901", "-plans_name", "nnUNetTransferPlans"], environment)
+    return SimpleNamespace(root=root, environment=environment, logs=logs, model=model, checkpoint=checkpoint)

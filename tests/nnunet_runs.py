@@ -1,0 +1,41 @@
+"""What the tests that run real nnU-Net share: sizes, sources, and how commands are called."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SMALL = {"spacing_mm": (9.0, 9.0, 9.0)}
+SOURCES = ("BTCV", "KiTS23", "AbdomenAtlas1.1")
+TARGET_LABELS = {"liver": ("liver", "liver_tumor", "hepatic_vessel"), "kidneys": ("kidney_left", "kidney_right")}
+ENVIRONMENT = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
+
+
+def run(command, environment):
+    """Runs a command as a user would and returns its output; fails with that output."""
+    done = subprocess.run(
+        [str(part) for part in command], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+def script(name):
+    """Returns the path of a console script beside the running Python."""
+    return Path(sys.executable).with_name(name)
+
+
+def shorten(plans_file, **training):
+    """Makes a plan's training short."""
+    plans = json.loads(plans_file.read_text())
+    plans["nnunet_pretrain"]["training"].update(
+        {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 2, "seed": 7, **training}
+    )
+    plans_file.write_text(json.dumps(plans))
+
+
+SPAWNED_TRAINING = (
+    "import multiprocessing, sys; multiprocessing.set_start_method('spawn'); "
+    "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
+)
