@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,9 +27,25 @@ def validated(model: type[Model], values: object, where: str) -> Model:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             if problem["type"] == "extra_forbidden":
-                problems.append(f"unknown key '{key}'; the keys are {', '.join(model.model_fields)}")
+                allowed = _model_at(model, problem["loc"][:-1]).model_fields
+                problems.append(f"unknown key '{key}'; the keys there are {', '.join(allowed)}")
             elif problem["type"] == "missing":
                 problems.append(f"key '{key}' is missing")
             else:
                 problems.append(f"{key}: {problem['msg']}, got {problem['input']!r:.120}")
         raise ValueError(f"{where}: {'; '.join(problems)}") from None
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
+    """Follows the path of an error through nested models, tuples and optional fields to the innermost model."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), model)
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]

@@ -251,7 +251,7 @@ def test_bad_arguments(nnunet, arguments, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("colour: red", "unknown key 'colour'; the keys are name, title"),
+        ("colour: red", "unknown key 'colour'; the keys there are name, title"),
         ("labels: {0: liver}", "id 0 is background"),
         ("labels: {liver: liver}", "labels must be keyed by integer ids"),
         ("layouts: [{images: a}]", "either 'labels' or 'masks'"),

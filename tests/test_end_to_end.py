@@ -1,0 +1,150 @@
+"""Real nnU-Net from merged sources to a prediction on the target; the networks are tiny and learn nothing."""
+
+import json
+import re
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nnunet_runs import SPAWNED_TRAINING, run, script
+
+from nnunet_pretrain.checkpoints.card import describe, read_card
+from nnunet_pretrain.checkpoints.reading import read_checkpoint
+from nnunet_pretrain.labels import DEFAULT_SPACE
+
+pytestmark = pytest.mark.slow
+
+
+def transfer_trainer(pretrained, monkeypatch, plans):
+    """A trainer as nnUNetv2_train builds it, with its network and start, before the first step."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    for variable, value in pretrained.environment.items():
+        monkeypatch.setenv(variable, value)
+    trainer = get_trainer_from_args("901", "3d_fullres", 0, "nnUNetTrainerTransfer", plans, device=torch.device("cpu"))
+    trainer.get_dataloaders = lambda: (None, None)  # the start is looked at, no batch is drawn
+    trainer.on_train_start()
+    return trainer
+
+
+def test_stock_nnunet_accepts_the_merged_dataset(pretrained):
+    assert "verify_dataset_integrity Done" in pretrained.logs["plan_and_preprocess"]
+    assert "Error" not in pretrained.logs["plan_and_preprocess"]
+
+
+def test_plans_name_only_what_stock_nnunet_has(pretrained):
+    plans = json.loads((pretrained.model / "plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    assert plans["plans_name"] == "nnUNetPretrainPlans"
+    assert plans["label_manager"] == "LabelManager"
+    assert plans["image_reader_writer"] == "NibabelIOWithReorient"
+    assert configuration["preprocessor_name"] == "DefaultPreprocessor"
+    assert configuration["data_identifier"] == "nnUNetPretrainPlans_3d_fullres"
+    assert configuration["patch_size"] == [24, 32, 32]
+    assert configuration["architecture"]["arch_kwargs"]["features_per_stage"] == [12, 24, 48, 48]
+
+
+def test_pretraining_ran_under_spawn_and_validated_unseen_cases_on_groups(pretrained):
+    assert "Training done." in pretrained.logs["train"]
+    assert "Pseudo dice is given for: aorta" in pretrained.logs["train"]
+    validation = pretrained.model / "fold_all/validation"
+    summary = json.loads((validation / "summary.json").read_text())
+    assert {case["scheme"] for case in summary["metric_per_case"]} == {"BTCV", "KiTS23", "AbdomenAtlas1.1"}
+    by_scheme = {case["scheme"]: set(case["metrics"]) for case in summary["metric_per_case"]}
+    assert by_scheme["KiTS23"] == {"kidney_left+kidney_right", "kidney_tumor", "kidney_cyst"}
+    assert "liver+hepatic_vessel+liver_tumor" in by_scheme["BTCV"]
+    assert not {"colon", "bladder"} & by_scheme["BTCV"]
+    assert (validation / "summary_unannotated_as_absent.json").is_file()
+
+
+def test_the_card_says_what_the_checkpoint_is(pretrained):
+    card = read_card(pretrained.checkpoint)
+    assert (card.trainer, card.epoch, card.dataset) == ("nnUNetTrainerPretrain", 2, "Dataset900_Merged")
+    assert list(card.structures) == list(DEFAULT_SPACE.names)
+    assert [source["name"] for source in card.sources] == ["BTCV", "KiTS23", "AbdomenAtlas1.1"]
+    assert card.normalization == ("CTNormalization",)
+    assert json.loads(run([script("nnunet_pretrain"), "inspect", pretrained.checkpoint, "--json"], {})) == json.loads(
+        json.dumps(card.as_dict())
+    )
+    text = describe(card)
+    assert "KiTS23, 2 cases, licence: CC BY-NC-SA 4.0" in text
+    assert "id 3 may be kidney_left, kidney_right" in text
+
+
+def test_stock_predict_runs_the_pretrained_checkpoint(pretrained, tmp_path):
+    images = pretrained.root / "nnUNet_raw/Dataset901_Target/imagesTs"
+    command = [script("nnUNetv2_predict"), "-i", images, "-o", tmp_path, "-d", "900", "-c", "3d_fullres", "-f", "all"]
+    command += ["-tr", "nnUNetTrainerPretrain", "-p", "nnUNetPretrainPlans", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    run(command, pretrained.environment)
+    image, prediction = (nib.load(next(folder.glob("*.nii.gz"))) for folder in (images, tmp_path))
+    assert prediction.shape == image.shape
+    assert np.allclose(prediction.affine, image.affine)
+    assert np.asanyarray(prediction.dataobj).max() < DEFAULT_SPACE.ignore_id
+
+
+def test_transfer_plans_keep_the_checkpoints_numbers_and_the_targets_labels(pretrained):
+    folder = pretrained.root / "nnUNet_preprocessed/Dataset901_Target"
+    plans, scratch = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("nnUNetTransferPlans", "nnUNetTransferPlans__scratch")
+    )
+    source = read_checkpoint(pretrained.checkpoint)["init_args"]["plans"]
+    for key in ("architecture", "spacing", "patch_size", "normalization_schemes"):
+        assert plans["configurations"]["3d_fullres"][key] == source["configurations"]["3d_fullres"][key]
+    assert plans["foreground_intensity_properties_per_channel"] == source["foreground_intensity_properties_per_channel"]
+    assert plans["dataset_name"] == "Dataset901_Target"
+    assert plans["nnunet_pretrain"]["transfer"]["checkpoint"] == str(pretrained.checkpoint)
+    assert len(plans["nnunet_pretrain"]["transfer"]["sha256"]) == 64
+    for content in (plans, scratch):
+        del content["nnunet_pretrain"]["transfer"], content["plans_name"]
+    assert plans == scratch
+
+
+def test_every_transferred_tensor_differs_from_scratch_and_every_head_does_not(pretrained, monkeypatch):
+    transferred = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans")
+    scratch = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans__scratch")
+    weights = read_checkpoint(pretrained.checkpoint)["network_weights"]
+    control = scratch.network.state_dict()
+    report = json.loads((pretrained.root / "nnUNet_results/Dataset901_Target").glob(
+        "nnUNetTrainerTransfer__nnUNetTransferPlans__3d_fullres/fold_0/transfer_report.json"
+    ).__next__().read_text())  # fmt: skip
+    assert (report["missing"], report["unused"], report["loaded_share"]) == (0, [], 1.0)
+    loaded = {entry["name"] for entry in report["tensors"] if entry["status"] == "loaded"}
+    heads = {entry["name"] for entry in report["tensors"] if entry["status"] == "initialised"}
+    assert loaded | heads == {name for name, _ in transferred.network.named_parameters()}
+    for name, tensor in transferred.network.state_dict().items():
+        if ".seg_layers." in name:
+            assert torch.equal(tensor, control[name]), name
+        else:
+            assert torch.equal(tensor, weights[name]), name
+            assert not torch.equal(tensor, control[name]), name
+    assert {name for name in transferred.network.state_dict() if ".seg_layers." in name} >= heads
+
+
+def test_transfer_trains_predicts_and_continues_without_the_source(pretrained, tmp_path):
+    train = [sys.executable, "-c", SPAWNED_TRAINING, "901", "3d_fullres", "0", "-device", "cpu"]
+    train += ["-tr", "nnUNetTrainerTransfer", "-p", "nnUNetTransferPlans"]
+    first = run(train, pretrained.environment)
+    assert re.search(r"Transfer: \d+ tensors loaded, \d+ initialised \(heads\), 0 missing", first)
+    hidden = pretrained.checkpoint.with_suffix(".hidden")
+    pretrained.checkpoint.rename(hidden)
+    try:
+        again = run([*train, "--c"], pretrained.environment)
+    finally:
+        hidden.rename(pretrained.checkpoint)
+    assert "the pre-trained weights are not loaded again" in again
+    images = pretrained.root / "nnUNet_raw/Dataset901_Target/imagesTs"
+    command = [script("nnUNetv2_predict"), "-i", images, "-o", tmp_path, "-d", "901", "-c", "3d_fullres", "-f", "0"]
+    command += ["-tr", "nnUNetTrainerTransfer", "-p", "nnUNetTransferPlans", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    run(command, pretrained.environment)
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["case_0082.nii.gz"]
+
+
+def test_a_changed_checkpoint_is_refused(pretrained, monkeypatch):
+    from nnunet_pretrain.planning import TransferSettings
+
+    trainer = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans__scratch")
+    with pytest.raises(ValueError, match=r"has sha256 \w+, but the transfer was planned with abc"):
+        trainer._load_pretrained(TransferSettings(checkpoint=str(pretrained.checkpoint), sha256="abc"))
