@@ -84,13 +84,14 @@ def test_sets_cover_the_space_and_schemes_survive_json(name):
     [
         ("BTCV", set()),
         ("KiTS23", set()),
-        ("AbdomenAtlas1.1", {"femur_left", "femur_right", "prostate"}),
+        ("AbdomenAtlas1.1", {"prostate"}),
         ("TotalSegmentatorV2", {"kidney_cyst"}),
     ],
 )
 def test_what_a_source_annotates_stays_decidable(name, undecidable):
     scheme, _ = find_source(name).scheme(DEFAULT_SPACE)
-    decidable = table_of(scheme).decidable[0]
+    everything = LabelScheme(name="all", sets={i: (structure,) for i, structure in enumerate(DEFAULT_SPACE.names)})
+    decidable = table_of(scheme, everything).decidable[0]
     assert {DEFAULT_SPACE.names[i] for i in scheme.sets if i and not decidable[i]} == undecidable
 
 
@@ -119,14 +120,28 @@ def test_two_sets_do_not_share_a_representative():
 
 
 def test_groups_are_named_after_their_label_sets():
-    table = table_of(find_source("BTCV").scheme(DEFAULT_SPACE)[0], find_source("KiTS23").scheme(DEFAULT_SPACE)[0])
-    assert {
-        "liver+hepatic_vessel+liver_tumor",
-        "kidney_left+kidney_tumor+kidney_cyst",
-        "kidney_left+kidney_right",
-    } <= set(table.groups)
+    table = table_of(*(find_source(name).scheme(DEFAULT_SPACE)[0] for name in ("BTCV", "KiTS23", "AbdomenAtlas1.1")))
+    both_kidneys = "kidney_left+kidney_right"
+    expected = {"liver+hepatic_vessel", "liver", "kidney_left+kidney_tumor+kidney_cyst", both_kidneys}
+    assert expected <= set(table.groups)
     kits = table.group_of_id[1]
-    assert [table.groups[i] for i in kits[kits >= 0]] == ["kidney_left+kidney_right", "kidney_tumor", "kidney_cyst"]
+    assert [table.groups[i] for i in kits[kits >= 0]] == [both_kidneys, "kidney_tumor", "kidney_cyst"]
+
+
+def test_what_no_source_stores_is_in_no_set_but_ignore():
+    """Otherwise nothing would tell liver tumour from liver, and a network could call every liver a tumour."""
+    own = {1: ("liver",), 2: ("spleen",), 9: ("ignore",)}
+    scheme, _ = LabelScheme.from_source_labels("Mine", own, DEFAULT_SPACE)
+    assert "liver_tumor" in scheme.sets[5]  # the scheme says what is true
+    table = table_of(scheme)
+    assert set(table.untaught) == set(DEFAULT_SPACE.structures) - {"liver", "spleen"}
+    assert table.member[0, 5].nonzero()[0].tolist() == [5]
+    assert table.member[0, 0].nonzero()[0].tolist() == [0]
+    assert table.member[0, DEFAULT_SPACE.ignore_id].all()
+    lits, _ = LabelScheme.from_source_labels("LiTS", {1: ("liver",), 2: ("liver_tumor",)}, DEFAULT_SPACE)
+    both = table_of(scheme, lits)
+    assert both.member[0, 5].nonzero()[0].tolist() == [5, 26]
+    assert both.member[1, 5].nonzero()[0].tolist() == [5]
 
 
 def test_table_reads_a_dataset_json_and_names_what_is_wrong():

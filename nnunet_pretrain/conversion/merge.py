@@ -15,9 +15,9 @@ from nnunet_pretrain import __version__
 from nnunet_pretrain.conversion.convert import Conversion, Converted, convert_case
 from nnunet_pretrain.conversion.layout import find_cases
 from nnunet_pretrain.conversion.source import Source, find_source
-from nnunet_pretrain.files import write_json
+from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
-from nnunet_pretrain.labels import DEFAULT_SPACE, LabelScheme, LabelSpace
+from nnunet_pretrain.labels import DEFAULT_SPACE, LabelScheme, LabelSetTable, LabelSpace
 
 
 def merge(
@@ -72,6 +72,9 @@ def merge(
         _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    untaught = LabelSetTable.from_dataset_json(read_json(folder / "dataset.json")).untaught
+    if untaught:
+        report(f"no source annotates {', '.join(untaught)}; a network trained on this dataset will not predict them")
     overlapping = sum(result.overlapping_voxels > 0 for result in converted)
     report(
         f"{folder.name}: {len(jobs)} cases of {len(loaded)} sources written to {folder}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,11 @@ def canonical(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     return np.asanyarray(image.dataobj), np.asarray(image.header.get_zooms()[:3], dtype=float)
 
 
-def colours(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """Gives each name a colour of its own, neighbours far apart on the colour circle."""
-    return {
-        name: colorsys.hsv_to_rgb(i * 0.618 % 1, 0.6 + 0.4 * (i % 2), 1 - 0.25 * (i // 2 % 2))
-        for i, name in enumerate(names)
-    }
+def colours(names: Sequence[str]) -> dict[str, Any]:
+    """Gives each name a colour of its own, up to forty; further ones begin anew."""
+    pale = mpl.color_sequences["tab20"]
+    palette = [*pale[::2], *pale[1::2], *mpl.color_sequences["tab20b"]]
+    return {name: palette[i % len(palette)] for i, name in enumerate(names)}
 
 
 def overlay(

@@ -39,15 +39,28 @@ class LabelSetTable:
         return self.space.ignore_id + 1
 
     @cached_property
+    def untaught(self) -> tuple[str, ...]:
+        """Structures under whose id no scheme stores a voxel, so that nothing tells them from their neighbours.
+
+        Were a liver tumour allowed inside every liver and stored nowhere, "tumour" would be as right as "liver"
+        everywhere, and a network would be free to call the whole liver so. Untaught structures are left out of all
+        sets; the network learns not to predict them.
+        """
+        taught = {0, *(stored_id for scheme in self.schemes for stored_id in scheme.sets)}
+        return tuple(name for stored_id, name in enumerate(self.space.names) if stored_id not in taught)
+
+    @cached_property
     def member(self) -> npt.NDArray[np.bool_]:
         """Membership, shape (schemes, stored ids, channels): may a voxel with this id be this structure?
 
-        Ids a scheme does not list cannot be stored; their set is everything, so that they teach nothing.
+        Untaught structures are in no set. The set of `ignore` is everything, and so is that of ids a scheme does not
+        list, which cannot be stored: they teach nothing.
         """
         member = np.ones((len(self.schemes), self.num_ids, len(self.space.names)), dtype=bool)
         for scheme_sets, scheme in zip(member, self.schemes, strict=True):
             for stored_id, label_set in scheme.sets.items():
-                scheme_sets[stored_id] = np.isin(self.space.names, label_set)
+                if stored_id != self.space.ignore_id:
+                    scheme_sets[stored_id] = np.isin(self.space.names, sorted(set(label_set) - set(self.untaught)))
         return member
 
     @cached_property
@@ -89,8 +102,8 @@ class LabelSetTable:
         return {name: i for i, name in enumerate(dict.fromkeys(self._group_name(*pair) for pair in pairs))}
 
     def _group_name(self, scheme: int, stored_id: int) -> str:
-        main = self.space.names[stored_id]
-        return "+".join([main, *(s for s in self.schemes[scheme].sets[int(stored_id)] if s != main)])
+        others = [int(i) for i in np.flatnonzero(self.member[scheme, stored_id]) if i != stored_id]
+        return "+".join(self.space.names[i] for i in (int(stored_id), *others))
 
     def scheme_indices(self, cases: Sequence[str]) -> npt.NDArray[np.int64]:
         """Returns the scheme index of each case of a batch.

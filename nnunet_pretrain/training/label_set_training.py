@@ -82,6 +82,8 @@ class LabelSetSupervision(nnUNetTrainer):
         super().on_train_start()
         table = self.label_sets
         self.print_to_log_file("Pseudo dice is given for:", ", ".join(table.groups))
+        if table.untaught:
+            self.print_to_log_file("No source annotates these, they will not be predicted:", ", ".join(table.untaught))
         for index, scheme in enumerate(table.schemes):
             cases = sum(i == index for i in table.scheme_of_case.values())
             self.print_to_log_file(
