@@ -31,11 +31,12 @@ def hard_counts(sets: LabelSets, prediction_BV: Tensor, rows_BV: Tensor) -> tupl
         voxel's own label set is right; any other is a false positive of every group it belongs to. So a structure
         the source does not annotate is never a false positive on background.
     """
-    channels = sets.member.shape[-1]
+    # Single precision counts only to 2**24, and a CT has more voxels; Apple's GPUs have nothing better.
+    dtype = torch.float32 if rows_BV.device.type == "mps" else torch.float64
     inside = sets.member.flatten(0, 1)[rows_BV, prediction_BV]
-    wrong = torch.zeros(len(rows_BV), channels, dtype=torch.float64, device=rows_BV.device)
-    wrong.scatter_add_(1, prediction_BV, (~inside).to(torch.float64))
-    hit, false_positive, count, schemes = sets.overlap_sums(inside.to(torch.float64), wrong, rows_BV)
+    wrong = torch.zeros(len(rows_BV), sets.member.shape[-1], dtype=dtype, device=rows_BV.device)
+    wrong.scatter_add_(1, prediction_BV, (~inside).to(dtype))
+    hit, false_positive, count, schemes = sets.overlap_sums(inside.to(dtype), wrong, rows_BV)
     return (
         sets.per_group(hit, schemes),
         sets.per_group(false_positive, schemes),
