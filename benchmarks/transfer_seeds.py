@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from nnunet_pretrain.demo.commands import Workflow
-from nnunet_pretrain.demo.run import ARMS, CONFIGURATION, TARGET, TARGET_LABELS, Workspace
+from nnunet_pretrain.demo.workspace import ARMS, CONFIGURATION, TARGET, TARGET_LABELS, Workspace
 from nnunet_pretrain.files import read_json, write_json
 
 TARGET_ID = TARGET.removeprefix("Dataset").split("_")[0]

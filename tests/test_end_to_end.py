@@ -151,3 +151,24 @@ def test_a_changed_checkpoint_is_refused(pretrained, monkeypatch):
     trainer = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans__scratch")
     with pytest.raises(ValueError, match=r"has sha256 \w+, but the transfer was planned with abc"):
         trainer._load_pretrained(TransferSettings(checkpoint=str(pretrained.checkpoint), sha256="abc"))
+
+
+def test_a_dataset_without_schemes_is_refused_before_training(pretrained, monkeypatch):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    for variable, value in pretrained.environment.items():
+        monkeypatch.setenv(variable, value)
+    plans = json.loads((pretrained.model / "plans.json").read_text())
+    dataset_json = json.loads((pretrained.model / "dataset.json").read_text())
+    del dataset_json["label_schemes"]
+    trainer_class = recursive_find_trainer_class_by_name("nnUNetTrainerPretrain")
+    trainer = trainer_class(
+        {**plans, "continue_training": False, "plans_name": "Other"}, "3d_fullres", 0, dataset_json, torch.device("cpu")
+    )
+    with pytest.raises(
+        ValueError, match="make the dataset with `nnunet_pretrain merge`, or train it with nnUNetTrainer"
+    ):
+        trainer.initialize()
+    plans["nnunet_pretrain"]["training"]["epochs"] = 3
+    with pytest.raises(ValueError, match=r"unknown key 'training.epochs'; the keys there are optimizer, initial_lr"):
+        trainer_class(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))

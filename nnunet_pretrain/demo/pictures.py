@@ -30,9 +30,10 @@ def canonical(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
 
 
 def colours(names: Sequence[str]) -> dict[str, Any]:
-    """Gives each name a colour of its own, up to forty; further ones begin anew."""
-    pale = mpl.color_sequences["tab20"]
-    palette = [*pale[::2], *pale[1::2], *mpl.color_sequences["tab20b"]]
+    """Gives each name a colour of its own, up to 38; further ones begin anew."""
+    pairs = mpl.color_sequences["tab20"]
+    palette = [*pairs[::2], *pairs[1::2], *mpl.color_sequences["tab20b"]]
+    palette = [colour for colour in palette if np.ptp(colour) > 0.1]  # grey would look like the CT itself
     return {name: palette[i % len(palette)] for i, name in enumerate(names)}
 
 

@@ -11,7 +11,7 @@ from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, curves, overlay
 from nnunet_pretrain.demo.report import Report, dice_table
-from nnunet_pretrain.demo.run import ARMS, PRETRAIN, PRETRAINING, TARGET, TARGET_LABELS, Workspace
+from nnunet_pretrain.demo.workspace import ARMS, PRETRAIN, PRETRAINING, TARGET, TARGET_LABELS, Workspace
 from nnunet_pretrain.files import read_json
 
 

@@ -31,6 +31,8 @@ class LabelSets(nn.Module):
     """A label-set table as tensors that move with the trainer's device."""
 
     member: Tensor
+    by_channel: Tensor
+    informative: Tensor
     decidable: Tensor
     group_of_id: Tensor
 
@@ -39,6 +41,10 @@ class LabelSets(nn.Module):
         self.num_ids = table.num_ids
         self.num_groups = len(table.groups)
         self.register_buffer("member", torch.from_numpy(table.member))
+        rows = self.member.flatten(0, 1)
+        # Channels first, so that looking up the voxels' sets writes whole channels in order.
+        self.register_buffer("by_channel", rows.T.contiguous())
+        self.register_buffer("informative", ~rows.all(1))
         self.register_buffer("decidable", torch.from_numpy(table.decidable))
         self.register_buffer("group_of_id", torch.from_numpy(table.group_of_id))
 
@@ -57,7 +63,7 @@ class LabelSets(nn.Module):
 
     def forward(self, rows_BV: Tensor) -> Tensor:
         """Returns the label set of every voxel, shape (B, C, V)."""
-        return self.member.flatten(0, 1)[rows_BV].movedim(-1, 1)
+        return self.by_channel[:, rows_BV].transpose(0, 1)
 
     def per_group(self, values_BT: Tensor, schemes_B: Tensor) -> Tensor:
         """Sums a quantity of the batch's decidable ids by group, shape (G,)."""
@@ -132,8 +138,8 @@ class LabelSetLoss(nn.Module):
             allowed = self.sets(rows_bv)
             log_z = z.logsumexp(1)
             cross_entropy = log_z - z.masked_fill(~allowed, -torch.inf).logsumexp(1)
-            informative = ~allowed.all(1)
-            loss = self.weight_ce * cross_entropy.sum() / informative.sum().clamp_min(1)
+            informative = self.sets.informative[rows_bv].sum()
+            loss = self.weight_ce * cross_entropy.sum() / informative.clamp_min(1)
             if self.weight_dice:
                 wrong = (z - log_z[:, None]).exp().masked_fill(allowed, 0).sum(2)
                 dice = self._mean_dice(*self.sets.overlap_sums((-cross_entropy).exp(), wrong, rows_bv))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,14 @@ class LabelSetSupervision(nnUNetTrainer):
 
     settings: PretrainSettings
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
-    ) -> None:
-        # First, so that a dataset without schemes is refused before any folder is made.
-        self.label_sets = LabelSetTable.from_dataset_json(dataset_json)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self._sets = LabelSets(self.label_sets).to(self.device)
+    @cached_property
+    def label_sets(self) -> LabelSetTable:
+        """The dataset's label sets; a dataset without schemes is refused here, when the trainer is initialised."""
+        return LabelSetTable.from_dataset_json(self.dataset_json)
+
+    @cached_property
+    def _sets(self) -> LabelSets:
+        return LabelSets(self.label_sets).to(self.device)
 
     def _build_loss(self) -> nn.Module:
         """Puts the label-set loss into nnU-Net's deep-supervision wrapper."""
