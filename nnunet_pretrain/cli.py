@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("demo", help="run the whole path on phantom CTs and write a report")
     verb.add_argument("--out", type=Path, default=Path("nnunet_pretrain_demo"), help="folder (default: %(default)s)")
     verb.add_argument("--cases", type=int, default=6, help="phantom cases per source (default: %(default)s)")
-    verb.add_argument("--data", type=Path, default=None, help="a real CT in TotalSegmentator layout, as further source")
+    verb.add_argument(
+        "--data", type=Path, default=None, help="a real CT with TotalSegmentator labels, as further source"
+    )
     verb.add_argument("-device", choices=("cpu", "cuda", "mps"), default=None, help="default: cuda if there is one")
     verb.set_defaults(run=_demo)
     return parser

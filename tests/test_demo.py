@@ -11,7 +11,7 @@ from nnunet_pretrain.conversion import find_source
 from nnunet_pretrain.conversion.layout import find_cases
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, overlay
-from nnunet_pretrain.demo.real_data import SOURCE, find_real_source, first_image
+from nnunet_pretrain.demo.real_data import SOURCE, find_real_source
 from nnunet_pretrain.demo.report import Report, dice_table
 from nnunet_pretrain.demo.run import run_demo
 from nnunet_pretrain.phantom.datasets import write_phantom_source
@@ -55,9 +55,8 @@ def test_real_data_in_three_forms(tmp_path):
     source = find_source(SOURCE)
     write_phantom_source(source, tmp_path / "dataset", [1], spacing_mm=(12.0, 12.0, 12.0))
     case = tmp_path / "dataset/0001"
-    assert find_real_source(tmp_path / "dataset", tmp_path) == tmp_path / "dataset"
-    assert find_real_source(case, tmp_path) == case
-    assert [files.image for files in find_cases(source, case)] == [first_image(case)]
+    assert find_real_source(tmp_path / "dataset", tmp_path) == find_real_source(case, tmp_path) == case
+    assert [files.image for files in find_cases(source, case)] == [case / "ct.nii.gz"]
 
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -69,7 +68,7 @@ def test_real_data_in_three_forms(tmp_path):
     (flat / "class_map.json").write_text(json.dumps({"5": "liver", "24": "kidney_cyst_right", "90": "brain"}))
     root = find_real_source(flat, tmp_path / "work")
     (files,) = find_cases(source, root)
-    assert files.image == first_image(root)
+    assert files.image.samefile(flat / "one_ct.nii.gz")
     assert set(files.masks) == {"liver", "kidney_cyst_right", "brain"}
     assert np.array_equal(np.asanyarray(nib.load(files.masks["liver"]).dataobj), labels == 5)
     with pytest.raises(FileNotFoundError, match=r"no real CT found in .*; expected ct.nii.gz with segmentations/"):

@@ -16,19 +16,21 @@ def find_real_source(data: Path, work: Path) -> Path:
     """Finds a real CT with TotalSegmentator labels.
 
     Args:
-        data: A TotalSegmentator dataset, the folder of one of its cases (ct.nii.gz and segmentations/), or a folder
-            with one CT (*_ct.nii.gz), one label map on the same grid (*_seg*.nii.gz) and class_map.json (id to name).
+        data: A TotalSegmentator dataset (its first case is taken), the folder of one of its cases (ct.nii.gz and
+            segmentations/), or a folder with one CT (*_ct.nii.gz), one label map on the same grid (*_seg*.nii.gz)
+            and class_map.json (id to name).
         work: Where a label map is split into masks, if that is what `data` holds.
 
     Returns:
-        A folder in one of the source's layouts.
+        The folder of one case, with ct.nii.gz and segmentations/.
 
     Raises:
         FileNotFoundError: The folder is missing or holds none of these.
     """
     data = data.expanduser()
-    if (data / "ct.nii.gz").is_file() or any(data.glob("*/ct.nii.gz")):
-        return data
+    for image in (data / "ct.nii.gz", *sorted(data.glob("*/ct.nii.gz"))):
+        if image.is_file():
+            return image.parent
     images, labels = sorted(data.glob("*_ct.nii.gz")), sorted(data.glob("*_seg*.nii.gz"))
     if len(images) == len(labels) == 1 and (data / "class_map.json").is_file():
         return _split_label_map(images[0], labels[0], data / "class_map.json", work)
@@ -48,9 +50,4 @@ def _split_label_map(image: Path, label_map: Path, class_map: Path, work: Path) 
     link = case / "ct.nii.gz"
     if not link.is_symlink():
         link.symlink_to(image.absolute())
-    return work
-
-
-def first_image(root: Path) -> Path:
-    """Returns the CT of the first case of a folder in TotalSegmentator layout."""
-    return root / "ct.nii.gz" if (root / "ct.nii.gz").is_file() else sorted(root.glob("*/ct.nii.gz"))[0]
+    return case

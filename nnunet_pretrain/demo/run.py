@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_pretrain import __version__
 from nnunet_pretrain.conversion import find_source
 from nnunet_pretrain.demo.commands import Workflow
-from nnunet_pretrain.demo.real_data import SOURCE, find_real_source, first_image
+from nnunet_pretrain.demo.real_data import SOURCE, find_real_source
 from nnunet_pretrain.demo.workspace import (
     ARMS,
     CONFIGURATION,
@@ -37,7 +37,7 @@ def run_demo(
     Args:
         out: Folder for everything, created if needed.
         cases: Phantom cases per source.
-        data: Folder of a real CT in TotalSegmentator layout, used as a further source, or None.
+        data: A real CT with TotalSegmentator labels, used as a further source (`find_real_source`), or None.
         device: Device for nnU-Net; None takes cuda if there is one, else cpu.
         preset: Preset for both trainings.
         show: Called with each line for the user.
@@ -62,7 +62,7 @@ def run_demo(
     sources = _write_sources(work, cases, data, show)
     _pretrain(workflow, work, sources, preset, device)
     _transfer(workflow, work, preset, device)
-    real = first_image(sources[SOURCE]) if SOURCE in sources else None
+    real = sources[SOURCE] / "ct.nii.gz" if SOURCE in sources else None
     if real is not None:
         _predict_real(workflow, work, real, device)
 
