@@ -135,7 +135,7 @@ def _env(arguments: argparse.Namespace) -> None:
 def _plan_transfer(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.transfer.plan_transfer import SCRATCH_PLANS, TRANSFER_PLANS, plan_transfer
 
-    transfer, scratch, card = plan_transfer(arguments.d, arguments.c, arguments.preset, arguments.np)
+    transfer, scratch, card = plan_transfer(arguments.d, arguments.c, arguments.preset, arguments.np, print)
     print(f"plans written to {transfer}\ncontrol from scratch: {scratch}")
     print(
         f"next: nnUNetv2_preprocess -d {arguments.d} -plans_name {TRANSFER_PLANS} -c {card.configuration}\n"

@@ -108,3 +108,15 @@ def test_other_files_are_refused(tmp_path, content, message):
         read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"missing.pth not found"):
         read_checkpoint(tmp_path / "missing.pth")
+
+
+def test_other_channels_are_refused_and_other_names_are_mentioned():
+    from nnunet_pretrain.transfer.plan_transfer import _check_channels
+
+    said = []
+    _check_channels("Dataset001_X", ("ct",), ("CT",), said.append)
+    assert said == []
+    _check_channels("Dataset001_X", ("T1",), ("CT",), said.append)
+    assert "are called ['T1'], those of the checkpoint ['CT']" in said[0]
+    with pytest.raises(ValueError, match=r"has the channels \['CT', 'PET'\], the checkpoint was trained with \['CT'\]"):
+        _check_channels("Dataset001_X", ("CT", "PET"), ("CT",), said.append)

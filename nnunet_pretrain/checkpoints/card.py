@@ -87,13 +87,18 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         parameters=count_parameters(checkpoint["network_weights"]),
         spacing_mm=tuple(round(float(s), 4) for s in configuration.spacing),
         patch_size=tuple(int(p) for p in configuration.patch_size),
-        channels=tuple((dataset_json.get("channel_names") or dataset_json.get("modality")).values()),
+        channels=channel_names(dataset_json),
         normalization=tuple(configuration.normalization_schemes),
         intensity=plans["foreground_intensity_properties_per_channel"],
         structures=dataset_json["labels"],
         label_schemes=dataset_json.get("label_schemes", {}),
         sources=tuple(dataset_json.get("sources", ())),
     )
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the input channels a dataset.json names, under nnU-Net's present key or its older one."""
+    return tuple((dataset_json.get("channel_names") or dataset_json["modality"]).values())
 
 
 def count_parameters(weights: Mapping[str, Any]) -> int:

@@ -53,34 +53,52 @@ def merge(
     folder = _target_folder(dataset_id, name, overwrite)
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    schemes: dict[str, LabelScheme] = {}
-    jobs: list[tuple[Source, Conversion]] = []
-    loaded = [(find_source(source), Path(path).expanduser()) for source, path in sources]
-    if not loaded:
-        raise ValueError("nothing to merge: give at least one --source NAME=PATH")
-    for source, root in loaded:
-        scheme, stored = source.scheme(space)
-        if schemes.setdefault(scheme.name, scheme) != scheme:
-            raise ValueError(f"two different sources are called '{scheme.name}'; rename one in its source file")
-        cases = find_cases(source, root)
-        jobs += [(source, Conversion(c, stored, partial / "labelsTr" / f"{c.case}.nii.gz")) for c in cases]
-        report(f"{source.name}: {len(cases)} cases in {root}")
-    _check_case_names(job.files.case for _, job in jobs)
+    schemes, jobs = _collect(sources, space, partial / "labelsTr", report)
     try:
         converted = _convert_all([job for _, job in jobs], num_processes)
         _write_dataset_json(partial, folder.name, space, schemes, jobs, converted)
         _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for remark in _remarks(folder, dataset_id, converted):
+        report(remark)
+    report(f"{folder.name}: {len(jobs)} cases written to {folder}")
+    return folder
+
+
+def _collect(
+    sources: Sequence[tuple[str, Path]], space: LabelSpace, output: Path, report: Callable[[str], None]
+) -> tuple[dict[str, LabelScheme], list[tuple[Source, Conversion]]]:
+    """Returns the label scheme of each source, and what to convert."""
+    if not sources:
+        raise ValueError("nothing to merge: give at least one --source NAME=PATH")
+    schemes: dict[str, LabelScheme] = {}
+    jobs: list[tuple[Source, Conversion]] = []
+    for name, path in sources:
+        source, root = find_source(name), path.expanduser()
+        scheme, stored = source.scheme(space)
+        if schemes.setdefault(scheme.name, scheme) != scheme:
+            raise ValueError(f"two different sources are called '{scheme.name}'; rename one in its source file")
+        cases = find_cases(source, root)
+        jobs += [(source, Conversion(files, stored, output / f"{files.case}.nii.gz")) for files in cases]
+        report(f"{source.name}: {len(cases)} cases in {root}")
+    _check_case_names(job.files.case for _, job in jobs)
+    return schemes, jobs
+
+
+def _remarks(folder: Path, dataset_id: int, converted: list[Converted]) -> list[str]:
+    """Returns what the user must know about the finished dataset."""
+    remarks = []
     untaught = LabelSetTable.from_dataset_json(read_json(folder / "dataset.json")).untaught
     if untaught:
-        report(f"no source annotates {', '.join(untaught)}; a network trained on this dataset will not predict them")
+        remarks.append(f"no source annotates {', '.join(untaught)}; a network trained on this will not predict them")
     overlapping = sum(result.overlapping_voxels > 0 for result in converted)
-    report(
-        f"{folder.name}: {len(jobs)} cases of {len(loaded)} sources written to {folder}"
-        + (f"; masks overlapped in {overlapping} cases, the smaller structure won" if overlapping else "")
-    )
-    return folder
+    if overlapping:
+        remarks.append(f"masks overlapped in {overlapping} cases; the smaller structure won")
+    stale = [str(path) for found in datasets_with_id(dataset_id).values() for path in found if path != folder]
+    if stale:
+        remarks.append(f"made from the dataset that was replaced, plan and preprocess again: {', '.join(stale)}")
+    return remarks
 
 
 def _target_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
@@ -164,21 +182,15 @@ def _write_dataset_json(
             "converted_by": f"nnunet_pretrain {__version__}",
             "label_space": space.name,
             "label_schemes": {n: {str(i): list(s) for i, s in schemes[n].sets.items()} for n in sorted(used)},
-            "sources": [
-                {
-                    "name": source.name,
-                    "title": source.title,
-                    "cases": sum(other.name == source.name for other, _ in jobs),
-                    "licence": source.licence,
-                    "url": source.url,
-                    "citation": source.citation,
-                    "notes": list(source.notes),
-                }
-                for source in by_name.values()
-            ],
+            "sources": [_describe(source, jobs) for source in by_name.values()],
             "dataset": entries,
         },
     )
+
+
+def _describe(source: Source, jobs: list[tuple[Source, Conversion]]) -> dict[str, Any]:
+    facts = {key: getattr(source, key) for key in ("name", "title", "licence", "url", "citation")}
+    return {**facts, "cases": sum(other.name == source.name for other, _ in jobs), "notes": list(source.notes)}
 
 
 def _scheme_of_case(scheme: LabelScheme, job: Conversion, result: Converted, space: LabelSpace) -> LabelScheme:

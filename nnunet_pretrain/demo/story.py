@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,10 @@ def _pretraining_section(report: Report, work: Workspace) -> None:
     report.figure("pretraining_curves", curves({"pre-training": _log(fold)}, "Pre-training"), "Learning curves.")
     report.table(
         ["label set", "Dice on the held-out cases"],
-        [[group, f"{metrics['Dice']:.3f}"] for group, metrics in summary["mean"].items()],
+        [
+            [group, "not present" if math.isnan(metrics["Dice"]) else f"{metrics['Dice']:.3f}"]
+            for group, metrics in summary["mean"].items()
+        ],
     )
     report.section("The checkpoint's card", "As `nnunet_pretrain inspect` prints it.")
     report.commands([describe(read_card(fold / "checkpoint_final.pth"))])

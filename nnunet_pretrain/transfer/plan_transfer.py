@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunet_pretrain.checkpoints.card import Card, card_of
+from nnunet_pretrain.checkpoints.card import Card, card_of, channel_names
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
@@ -22,7 +23,11 @@ SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
 
 
 def plan_transfer(
-    dataset: int | str, checkpoint: Path, preset: str | None = None, num_processes: int = 2
+    dataset: int | str,
+    checkpoint: Path,
+    preset: str | None = None,
+    num_processes: int = 2,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Path, Path, Card]:
     """Writes the plans of a transfer and of its control from scratch.
 
@@ -34,6 +39,7 @@ def plan_transfer(
         checkpoint: Checkpoint of the pre-training.
         preset: Preset for the training on the target; None means the one of the pre-training, or default.
         num_processes: Worker processes for the target's fingerprint.
+        report: Called with one line for what the user should know.
 
     Returns:
         The transfer plans, the control's plans, and the checkpoint's card.
@@ -45,39 +51,49 @@ def plan_transfer(
     checkpoint = checkpoint.expanduser().absolute()
     content = read_checkpoint(checkpoint)
     card = card_of(checkpoint, content)
-    name = dataset_name(dataset)
-    target_json = nnunet_folder("nnUNet_raw") / name / "dataset.json"
-    dataset_json = read_json(target_json)
-    channels = tuple((dataset_json.get("channel_names") or dataset_json.get("modality")).values())
-    if len(channels) != len(card.channels):
-        raise ValueError(
-            f"{name} has the channels {list(channels)}, the checkpoint was trained with {list(card.channels)}; "
-            f"both need the same number"
-        )
     source_plans = content["init_args"]["plans"]
-    if preset is None:
-        preset = source_plans.get(SETTINGS_KEY, {}).get("preset", "default")
-    chosen = load_preset(preset)
+    chosen = preset or source_plans.get(SETTINGS_KEY, {}).get("preset", "default")
+    training = load_preset(chosen).transfer
+    name = dataset_name(dataset)
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
+    _check_channels(name, channel_names(dataset_json), card.channels, report)
     extract_fingerprint(name, num_processes)
     folder = nnunet_folder("nnUNet_preprocessed") / name
-    plans = _target_plans(
-        name, source_plans, card.configuration, dataset_json, read_json(folder / "dataset_fingerprint.json")
-    )
-    # nnU-Net's preprocessing and training read the dataset.json beside the plans.
-    shutil.copyfile(target_json, folder / "dataset.json")
-    splits = target_json.with_name("splits_final.json")
-    if splits.is_file() and not (folder / splits.name).exists():
-        shutil.copyfile(splits, folder / splits.name)  # as nnU-Net's planners do
-    paths = []
-    for plans_name, start in (
-        (TRANSFER_PLANS, TransferSettings(checkpoint=str(checkpoint), sha256=sha256_of(checkpoint))),
-        (SCRATCH_PLANS, TransferSettings()),
-    ):
-        settings = PretrainSettings(preset=preset, training=chosen.transfer, transfer=start)
-        paths.append(folder / f"{plans_name}.json")
-        content = {**plans, "plans_name": plans_name, SETTINGS_KEY: settings.model_dump(mode="json", exclude_none=True)}
-        write_json(paths[-1], content)
-    return paths[0], paths[1], card
+    _copy_dataset_files(nnunet_folder("nnUNet_raw") / name, folder)
+    fingerprint = read_json(folder / "dataset_fingerprint.json")
+    plans = _target_plans(name, source_plans, card.configuration, dataset_json, fingerprint)
+    starts = {
+        TRANSFER_PLANS: TransferSettings(checkpoint=str(checkpoint), sha256=sha256_of(checkpoint)),
+        SCRATCH_PLANS: TransferSettings(),
+    }
+    for plans_name, start in starts.items():
+        settings = PretrainSettings(preset=chosen, training=training, transfer=start)
+        ours = {SETTINGS_KEY: settings.model_dump(mode="json", exclude_none=True)}
+        write_json(folder / f"{plans_name}.json", {**plans, "plans_name": plans_name, **ours})
+    return folder / f"{TRANSFER_PLANS}.json", folder / f"{SCRATCH_PLANS}.json", card
+
+
+def _check_channels(
+    name: str, target: tuple[str, ...], pretrained: tuple[str, ...], report: Callable[[str], None]
+) -> None:
+    if len(target) != len(pretrained):
+        raise ValueError(
+            f"{name} has the channels {list(target)}, the checkpoint was trained with {list(pretrained)}; "
+            f"both need the same number"
+        )
+    if [channel.lower() for channel in target] != [channel.lower() for channel in pretrained]:
+        report(
+            f"note: the channels of {name} are called {list(target)}, those of the checkpoint {list(pretrained)}; "
+            f"they are normalised as the checkpoint's"
+        )
+
+
+def _copy_dataset_files(raw: Path, preprocessed: Path) -> None:
+    """Does what nnU-Net's planners do: its preprocessing and training read dataset.json and the splits there."""
+    shutil.copyfile(raw / "dataset.json", preprocessed / "dataset.json")
+    splits = raw / "splits_final.json"
+    if splits.is_file() and not (preprocessed / splits.name).exists():
+        shutil.copyfile(splits, preprocessed / splits.name)
 
 
 def _target_plans(
