@@ -144,6 +144,20 @@ def test_what_no_source_stores_is_in_no_set_but_ignore():
     assert both.member[1, 5].nonzero()[0].tolist() == [5]
 
 
+def test_what_every_background_may_hide_is_taken_at_face_value():
+    """Otherwise "femur" would be as right as "background" everywhere."""
+    partly = ("femur_left",)
+    word, _ = LabelScheme.from_source_labels("WORD", {15: partly, 1: ("liver",)}, DEFAULT_SPACE, also_background=partly)
+    complete, _ = LabelScheme.from_source_labels("TS", {75: partly}, DEFAULT_SPACE)
+    other, _ = LabelScheme.from_source_labels("KiTS", {1: ("liver",)}, DEFAULT_SPACE)
+    femur = DEFAULT_SPACE.id_of("femur_left")
+    assert "femur_left" in word.sets[0]
+    assert table_of(word, other).member[:, 0, femur].tolist() == [False, True]
+    assert table_of(word, other).decidable[0, femur]
+    assert table_of(word, complete).member[:, 0, femur].tolist() == [True, False]
+    assert not table_of(word, complete).decidable[0, femur]
+
+
 def test_table_reads_a_dataset_json_and_names_what_is_wrong():
     scheme, _ = find_source("KiTS23").scheme(DEFAULT_SPACE)
     content = {

@@ -53,14 +53,21 @@ class LabelSetTable:
     def member(self) -> npt.NDArray[np.bool_]:
         """Membership, shape (schemes, stored ids, channels): may a voxel with this id be this structure?
 
-        Untaught structures are in no set. The set of `ignore` is everything, and so is that of ids a scheme does not
-        list, which cannot be stored: they teach nothing.
+        Two exceptions to what the schemes say keep the answer unique. Untaught structures are in no set. And a
+        structure that every scheme's background may hide (annotated in part only, by all who annotate it) would be as
+        right as background everywhere; where it is annotated, background excludes it after all.
+
+        The set of `ignore` is everything, and so is that of ids a scheme does not list, which cannot be stored: they
+        teach nothing.
         """
         member = np.ones((len(self.schemes), self.num_ids, len(self.space.names)), dtype=bool)
         for scheme_sets, scheme in zip(member, self.schemes, strict=True):
             for stored_id, label_set in scheme.sets.items():
                 if stored_id != self.space.ignore_id:
                     scheme_sets[stored_id] = np.isin(self.space.names, sorted(set(label_set) - set(self.untaught)))
+        never_excluded = [i for i in range(1, self.space.ignore_id) if member[:, 0, i].all()]
+        for scheme_sets, scheme in zip(member, self.schemes, strict=True):
+            scheme_sets[0, [i for i in never_excluded if i in scheme.sets]] = False
         return member
 
     @cached_property
