@@ -116,10 +116,15 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+    from nnunet_pretrain.files import read_json
     from nnunet_pretrain.planning.plan import PRETRAIN_PLANS, plan
 
     path = plan(arguments.d, arguments.preset, arguments.np)
-    print(f"plans written to {path}")
+    print(f"plans written to {path}, with preset {arguments.preset}")
+    for name, chosen in read_json(path)["configurations"].items():
+        if "patch_size" in chosen:
+            spacing = [round(mm, 3) for mm in chosen["spacing"]]
+            print(f"  {name}: patch {chosen['patch_size']}, batch {chosen['batch_size']}, spacing {spacing} mm")
     print(
         f"next: nnUNetv2_preprocess -d {arguments.d} -plans_name {PRETRAIN_PLANS} -c 3d_fullres\n"
         f"      nnUNetv2_train {arguments.d} 3d_fullres all -tr nnUNetTrainerPretrain -p {PRETRAIN_PLANS}"

@@ -1,6 +1,7 @@
 """Settings, schedule, splits and the presets."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.planning import PretrainSettings, load_preset, preset_names
 from nnunet_pretrain.training.label_set_training import hold_out
+from nnunet_pretrain.training.planned_training import PlannedTraining
 from nnunet_pretrain.training.schedule import WarmupPolyLR
 
 
@@ -81,3 +83,21 @@ def test_the_trainers_folder_holds_recipes_only():
     names = [path.name for path in leaf("trainers").glob("*.py") if path.name != "__init__.py"]
     assert names
     assert all(name.startswith("nnunet_pretrain_") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "transpose_forward", "patch", "axis"),
+    [
+        (("kidney_left", "kidney_right"), [0, 1, 2], (16, 32, 32), 2),
+        (("kidney_left", "kidney_right"), [2, 0, 1], (16, 32, 32), 0),
+        (("Left Kidney", "Right kidney"), [0, 1, 2], (32, 32), 1),
+        (("left_atrium", "liver"), [0, 1, 2], (16, 32, 32), None),
+        (("kidney", "liver"), [0, 1, 2], (16, 32, 32), None),
+    ],
+)
+def test_the_axis_that_swaps_left_and_right_is_known(labels, transpose_forward, patch, axis):
+    trainer = object.__new__(PlannedTraining)  # nnU-Net's constructor wants folders on disk
+    trainer.dataset_json = {"labels": {"background": 0, **{name: i for i, name in enumerate(labels, start=1)}}}
+    trainer.plans_manager = SimpleNamespace(transpose_forward=transpose_forward)
+    trainer.configuration_manager = SimpleNamespace(patch_size=patch)
+    assert trainer._left_right_axis() == axis

@@ -36,7 +36,7 @@ def merge(
 
     Args:
         dataset_id: nnU-Net dataset id, 1 to 999.
-        name: Dataset name without `DatasetXXX_`.
+        name: Dataset name without its number.
         sources: Source name (or path of a source file) and the folder it lies in.
         space: Label space of the merged dataset.
         num_processes: Number of worker processes.

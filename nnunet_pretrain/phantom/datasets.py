@@ -98,7 +98,7 @@ def write_phantom_target(
     """Writes a small, completely labelled target dataset in nnU-Net raw format.
 
     Args:
-        folder: The dataset's folder, `DatasetXXX_Name`.
+        folder: The dataset's folder, such as Dataset901_Target.
         labels: Label name to the structures it unites; ids follow the order.
         train: Seeds of the training cases.
         val: Seeds of the cases fold 0 validates on.

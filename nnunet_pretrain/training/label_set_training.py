@@ -68,11 +68,11 @@ class LabelSetSupervision(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net; fold `all` holds out a small share of every source, so that validation sees unseen cases."""
+        training, validation = super().do_split()
+        self.label_sets.scheme_indices([*training, *validation])  # refuses cases without a scheme before the first step
         if self.fold != "all":
-            return super().do_split()
-        cases, _ = super().do_split()
-        self.label_sets.scheme_indices(cases)  # refuses cases without a scheme before the first step
-        return hold_out(sorted(cases), self.dataset_json["dataset"], self.settings.training.val_share)
+            return training, validation
+        return hold_out(sorted(training), self.dataset_json["dataset"], self.settings.training.val_share)
 
     def on_train_start(self) -> None:
         """As nnU-Net; the log says which groups the pseudo Dice lists, and which case follows which scheme."""
