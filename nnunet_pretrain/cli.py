@@ -162,7 +162,3 @@ def _demo(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.demo.run import run_demo
 
     run_demo(arguments.out, cases=arguments.cases, data=arguments.data, device=arguments.device)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
