@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
+from nnunet_pretrain.labels import SCHEMES_KEY
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         normalization=tuple(configuration.normalization_schemes),
         intensity=plans["foreground_intensity_properties_per_channel"],
         structures=dataset_json["labels"],
-        label_schemes=dataset_json.get("label_schemes", {}),
+        label_schemes=dataset_json.get(SCHEMES_KEY, {}),
         sources=tuple(dataset_json.get("sources", ())),
     )
 

@@ -41,13 +41,11 @@ class Converted:
 
     Attributes:
         case: Name in the merged dataset.
-        missing: Source ids (mask names) the case has no file for.
         voxels: Stored id to voxel count.
         overlapping_voxels: Voxels that more than one mask claimed; the smaller structure got them.
     """
 
     case: str
-    missing: tuple[str, ...]
     voxels: dict[int, int]
     overlapping_voxels: int
 
@@ -70,8 +68,7 @@ def convert_case(conversion: Conversion) -> Converted:
     with written_atomically(conversion.output) as temporary:
         nib.save(label, temporary)
     counts = np.bincount(stored.reshape(-1))
-    missing = () if files.labels else tuple(str(mask) for mask in conversion.stored if mask not in files.masks)
-    return Converted(files.case, missing, {int(i): int(counts[i]) for i in np.flatnonzero(counts)}, overlap)
+    return Converted(files.case, {int(i): int(counts[i]) for i in np.flatnonzero(counts)}, overlap)
 
 
 def _load(path: Path) -> Any:

@@ -15,9 +15,9 @@ from nnunet_pretrain import __version__
 from nnunet_pretrain.conversion.convert import Conversion, Converted, convert_case
 from nnunet_pretrain.conversion.layout import find_cases
 from nnunet_pretrain.conversion.source import Source, find_source
-from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.files import write_json
 from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
-from nnunet_pretrain.labels import DEFAULT_SPACE, LabelScheme, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels import DEFAULT_SPACE, SCHEMES_KEY, SPACE_KEY, LabelScheme, LabelSetTable, LabelSpace
 
 
 def merge(
@@ -55,12 +55,14 @@ def merge(
     shutil.rmtree(partial, ignore_errors=True)
     schemes, jobs = _collect(sources, space, partial / "labelsTr", report)
     try:
+        content = _dataset_json(folder.name, space, schemes, jobs)
+        table = LabelSetTable.from_dataset_json(content)
         converted = _convert_all([job for _, job in jobs], num_processes)
-        _write_dataset_json(partial, folder.name, space, schemes, jobs, converted)
+        write_json(partial / "dataset.json", content)
         _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for remark in _remarks(folder, dataset_id, converted):
+    for remark in _remarks(folder, dataset_id, table.untaught, converted):
         report(remark)
     report(f"{folder.name}: {len(jobs)} cases written to {folder}")
     return folder
@@ -86,10 +88,9 @@ def _collect(
     return schemes, jobs
 
 
-def _remarks(folder: Path, dataset_id: int, converted: list[Converted]) -> list[str]:
+def _remarks(folder: Path, dataset_id: int, untaught: tuple[str, ...], converted: list[Converted]) -> list[str]:
     """Returns what the user must know about the finished dataset."""
     remarks = []
-    untaught = LabelSetTable.from_dataset_json(read_json(folder / "dataset.json")).untaught
     if untaught:
         remarks.append(f"no source annotates {', '.join(untaught)}; a network trained on this will not predict them")
     overlapping = sum(result.overlapping_voxels > 0 for result in converted)
@@ -148,44 +149,36 @@ def _advance(progress: tqdm, result: Converted) -> Converted:
     return result
 
 
-def _write_dataset_json(
-    partial: Path,
-    dataset: str,
-    space: LabelSpace,
-    schemes: Mapping[str, LabelScheme],
-    jobs: list[tuple[Source, Conversion]],
-    converted: list[Converted],
-) -> None:
+def _dataset_json(
+    dataset: str, space: LabelSpace, schemes: Mapping[str, LabelScheme], jobs: list[tuple[Source, Conversion]]
+) -> dict[str, Any]:
+    """Returns nnU-Net's dataset.json, extended by label schemes and sources."""
     schemes = dict(schemes)
     entries: dict[str, Any] = {}
-    for (source, job), result in zip(jobs, converted, strict=True):
-        scheme = _scheme_of_case(schemes[source.name], job, result, space)
+    for source, job in jobs:
+        scheme = _scheme_of_case(schemes[source.name], job, space)
         schemes.setdefault(scheme.name, scheme)
-        entries[result.case] = {
+        entries[job.files.case] = {
             "images": [str(job.files.image.absolute())],
-            "label": f"labelsTr/{result.case}.nii.gz",
+            "label": f"labelsTr/{job.files.case}.nii.gz",
             "source": source.name,
             "scheme": scheme.name,
         }
-    used = {entry["scheme"] for entry in entries.values()}
-    with_ignore = any(space.ignore_id in schemes[scheme].sets for scheme in used)
+    used = sorted({entry["scheme"] for entry in entries.values()})
     by_name = {source.name: source for source, _ in jobs}
-    write_json(
-        partial / "dataset.json",
-        {
-            "name": dataset,
-            "channel_names": {"0": "CT"},
-            "labels": space.dataset_labels(with_ignore),
-            "numTraining": len(entries),
-            "file_ending": ".nii.gz",
-            "overwrite_image_reader_writer": "NibabelIOWithReorient",
-            "converted_by": f"nnunet_pretrain {__version__}",
-            "label_space": space.name,
-            "label_schemes": {n: {str(i): list(s) for i, s in schemes[n].sets.items()} for n in sorted(used)},
-            "sources": [_describe(source, jobs) for source in by_name.values()],
-            "dataset": entries,
-        },
-    )
+    return {
+        "name": dataset,
+        "channel_names": {"0": "CT"},
+        "labels": space.dataset_labels(any(space.ignore_id in schemes[scheme].sets for scheme in used)),
+        "numTraining": len(entries),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",
+        "converted_by": f"nnunet_pretrain {__version__}",
+        SPACE_KEY: space.name,
+        SCHEMES_KEY: {name: {str(i): list(s) for i, s in schemes[name].sets.items()} for name in used},
+        "sources": [_describe(source, jobs) for source in by_name.values()],
+        "dataset": entries,
+    }
 
 
 def _describe(source: Source, jobs: list[tuple[Source, Conversion]]) -> dict[str, Any]:
@@ -193,18 +186,15 @@ def _describe(source: Source, jobs: list[tuple[Source, Conversion]]) -> dict[str
     return {**facts, "cases": sum(other.name == source.name for other, _ in jobs), "notes": list(source.notes)}
 
 
-def _scheme_of_case(scheme: LabelScheme, job: Conversion, result: Converted, space: LabelSpace) -> LabelScheme:
+def _scheme_of_case(scheme: LabelScheme, job: Conversion, space: LabelSpace) -> LabelScheme:
     """Returns the source's scheme, or one in which the masks the case lacks are unknown."""
-    absent = {job.stored[mask] for mask in result.missing} - {0}
-    # A lung lobe may be missing while another lobe with the same stored id is there: the id stays in use.
-    present = {job.stored[mask] for mask in job.files.masks}
-    unknown = sorted(absent)
+    if job.files.labels is not None:
+        return scheme
+    unknown = sorted({stored_id for mask, stored_id in job.stored.items() if mask not in job.files.masks} - {0})
     if not unknown:
         return scheme
     name = f"{scheme.name} without {', '.join(space.names[i] for i in unknown)}"
-    hidden = scheme.with_unknown(unknown, name, space)
-    kept = {i: scheme.sets[i] for i in unknown if i in present}
-    return LabelScheme(name=name, sets={**hidden.sets, **kept})
+    return scheme.with_unknown(unknown, name, space, {job.stored[mask] for mask in job.files.masks})
 
 
 def _replace(folder: Path, partial: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,7 @@ class Source(BaseModel):
 
     def scheme(self, space: LabelSpace) -> tuple[LabelScheme, dict[int | str, int]]:
         """Returns the source's label scheme in a label space, and the map from source id to stored id."""
-        return LabelScheme.from_source_labels(self.name, self.labels, space, self.also_background)  # type: ignore[type-var]
+        return LabelScheme.from_source_labels(self.name, self.labels, space, self.also_background)
 
 
 def load_source(path: Path) -> Source:
@@ -122,6 +123,7 @@ def load_source(path: Path) -> Source:
     return validated(Source, content, str(path))
 
 
+@cache
 def known_sources() -> dict[str, Source]:
     """Returns the sources of dataset_conversion/ by name, in alphabetical order."""
     sources = [load_source(path) for path in sorted(leaf("dataset_conversion").glob("*.yaml"))]

@@ -2,6 +2,15 @@
 
 from nnunet_pretrain.labels.scheme import LabelScheme
 from nnunet_pretrain.labels.space import BACKGROUND, DEFAULT_SPACE, IGNORE, LabelSpace
-from nnunet_pretrain.labels.table import LabelSetTable
+from nnunet_pretrain.labels.table import SCHEMES_KEY, SPACE_KEY, LabelSetTable
 
-__all__ = ["BACKGROUND", "DEFAULT_SPACE", "IGNORE", "LabelScheme", "LabelSetTable", "LabelSpace"]
+__all__ = [
+    "BACKGROUND",
+    "DEFAULT_SPACE",
+    "IGNORE",
+    "SCHEMES_KEY",
+    "SPACE_KEY",
+    "LabelScheme",
+    "LabelSetTable",
+    "LabelSpace",
+]

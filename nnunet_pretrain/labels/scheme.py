@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from nnunet_pretrain.labels.space import BACKGROUND, IGNORE, LabelSpace
 from nnunet_pretrain.labels.structures import PART_OF
 
-RawId = TypeVar("RawId", int, str)
+RawId = TypeVar("RawId", bound="int | str")
 
 
 class LabelScheme(BaseModel):
@@ -68,16 +68,21 @@ class LabelScheme(BaseModel):
                     f"got {list(label_set)}"
                 )
 
-    def with_unknown(self, stored_ids: Iterable[int], name: str, space: LabelSpace) -> LabelScheme:
+    def with_unknown(
+        self, stored_ids: Iterable[int], name: str, space: LabelSpace, still_stored: Iterable[int] = ()
+    ) -> LabelScheme:
         """Returns the scheme of a case in which some ids were not annotated: background may hide their structures.
 
         Args:
             stored_ids: Ids that the case does not annotate although the source normally does.
             name: Name of the new scheme.
             space: Label space of the ids, for the order inside the sets.
+            still_stored: Those of them that the case annotates in part (one lung lobe of two) and so still carries.
         """
-        hidden = {structure for stored_id in stored_ids for structure in self.sets[stored_id]}
-        sets = {stored_id: label_set for stored_id, label_set in self.sets.items() if stored_id not in set(stored_ids)}
+        unknown = set(stored_ids)
+        gone = unknown - set(still_stored)
+        hidden = {structure for stored_id in unknown for structure in self.sets[stored_id]}
+        sets = {stored_id: label_set for stored_id, label_set in self.sets.items() if stored_id not in gone}
         return LabelScheme(name=name, sets={**sets, 0: _in_space_order(hidden | set(sets[0]), space)})
 
     @classmethod

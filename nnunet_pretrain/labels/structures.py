@@ -34,7 +34,8 @@ ABDOMEN_ATLAS_STRUCTURES = (
 
 LESIONS = ("liver_tumor", "pancreas_tumor", "kidney_tumor", "kidney_cyst", "colon_tumor", "lung_tumor")
 
-# Where a part is looked for when a label space leaves it out: a kidney tumour is then simply kidney.
+# Which organ a lesion or vessel lies in. A source that labels only the organ may mean the part with it, and a label
+# space that leaves the part out calls it by the organ's name.
 PART_OF: dict[str, tuple[str, ...]] = {
     "hepatic_vessel": ("liver",),
     "liver_tumor": ("liver",),

@@ -135,15 +135,15 @@ class LabelSetLoss(nn.Module):
             # Half precision cannot hold sums over a patch; double is kept for exact tests.
             z = logits.flatten(2).to(torch.promote_types(logits.dtype, torch.float32))
             rows_bv = rows.flatten(1).long()
-            forbidden = ~self.sets(rows_bv)
+            allowed = self.sets(rows_bv)
             log_p = z.log_softmax(1)
-            log_mass = log_p.masked_fill(forbidden, -torch.inf).logsumexp(1)
+            log_mass = log_p.masked_fill(~allowed, -torch.inf).logsumexp(1)
             # Where everything is allowed, the logarithm is 0 up to rounding; there must be no gradient at all.
             informative = self.sets.informative[rows_bv]
             log_mass = log_mass.where(informative, 0)
             loss = -self.weight_ce * log_mass.sum() / informative.sum().clamp_min(1)
             if self.weight_dice:
-                wrong = log_p.exp().masked_fill(~forbidden, 0).sum(2)
+                wrong = log_p.exp().masked_fill(allowed, 0).sum(2)
                 dice = self._mean_dice(*self.sets.overlap_sums(log_mass.exp(), wrong, rows_bv))
                 loss = loss - self.weight_dice * dice
             return loss
