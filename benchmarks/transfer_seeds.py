@@ -11,32 +11,22 @@ import statistics
 from pathlib import Path
 
 from nnunet_pretrain.demo.commands import Workflow
-from nnunet_pretrain.demo.workspace import ARMS, CONFIGURATION, TARGET, TARGET_LABELS, Workspace
+from nnunet_pretrain.demo.run import train_and_test
+from nnunet_pretrain.demo.workspace import ARMS, TARGET, TARGET_LABELS, Workspace
 from nnunet_pretrain.files import read_json, write_json
-
-TARGET_ID = TARGET.removeprefix("Dataset").split("_")[0]
+from nnunet_pretrain.planning import SETTINGS_KEY
 
 
 def run_arm(work: Workspace, workflow: Workflow, arm: str, seed: int, device: str) -> dict[str, float]:
     """Trains, predicts and evaluates one arm with one seed; returns Dice per structure."""
     trainer, plans_name = ARMS[arm]
-    folder = work.root / "nnUNet_preprocessed" / TARGET
+    folder = work.preprocessed(TARGET)
     plans = read_json(folder / f"{plans_name}.json")
     plans["plans_name"] = f"{plans_name}__seed{seed}"
-    plans["nnunet_pretrain"]["training"]["seed"] = seed
+    plans[SETTINGS_KEY]["training"]["seed"] = seed
     write_json(folder / f"{plans['plans_name']}.json", plans)
-    run = ("-tr", trainer, "-p", plans["plans_name"], "-device", device)
-    epochs = plans["nnunet_pretrain"]["training"]["num_epochs"]
-    workflow.run(["nnUNetv2_train", TARGET_ID, CONFIGURATION, "0", *run], epochs=epochs)
     output = work.root / "predictions_by_seed" / f"{arm.replace(' ', '_')}_{seed}"
-    images = work.raw(TARGET) / "imagesTs"
-    files = ("-i", images, "-o", output, "-d", TARGET_ID, "-c", CONFIGURATION, "-f", "0")
-    workflow.run(["nnUNetv2_predict", *files, *run, "-npp", "1", "-nps", "1"])
-    model = work.fold(TARGET, (trainer, plans["plans_name"]), "0").parent
-    described = ("-djfile", model / "dataset.json", "-pfile", model / "plans.json", "-np", "2")
-    workflow.run(["nnUNetv2_evaluate_folder", work.raw(TARGET) / "labelsTs", output, *described])
-    mean = read_json(output / "summary.json")["mean"]
-    return {name: mean[str(i)]["Dice"] for i, name in enumerate(TARGET_LABELS, start=1)}
+    return train_and_test(workflow, work, (trainer, plans["plans_name"]), output, device)
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.files import read_json
-    from nnunet_pretrain.planning.plan import PRETRAIN_PLANS, plan
+    from nnunet_pretrain.planning import PRETRAIN_PLANS, plan
 
     path = plan(arguments.d, arguments.preset, arguments.np)
     print(f"plans written to {path}, with preset {arguments.preset}")
@@ -138,7 +138,8 @@ def _env(arguments: argparse.Namespace) -> None:
 
 
 def _plan_transfer(arguments: argparse.Namespace) -> None:
-    from nnunet_pretrain.transfer.plan_transfer import SCRATCH_PLANS, TRANSFER_PLANS, plan_transfer
+    from nnunet_pretrain.planning import SCRATCH_PLANS, TRANSFER_PLANS
+    from nnunet_pretrain.transfer.plan_transfer import plan_transfer
 
     transfer, scratch, card = plan_transfer(arguments.d, arguments.c, arguments.preset, arguments.np, print)
     print(f"plans written to {transfer}\ncontrol from scratch: {scratch}")

@@ -14,13 +14,17 @@ from nnunet_pretrain.demo.workspace import (
     CONFIGURATION,
     PRETRAIN,
     PRETRAINING,
+    SOURCES,
     TARGET,
     TARGET_LABELS,
     TARGET_SEEDS,
     Workspace,
+    dataset_id,
+    target_dice,
 )
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import NNUNET_VARIABLES
+from nnunet_pretrain.planning import PretrainSettings
 
 
 def run_demo(
@@ -97,10 +101,9 @@ def _write_sources(work: Workspace, cases: int, data: Path | None, show: Callabl
     from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
 
     folders = {}
-    for position, name in enumerate(("BTCV", "KiTS23", "AbdomenAtlas1.1")):
+    for position, (name, orientations) in enumerate(SOURCES.items(), start=1):
         folders[name] = work.sources(name)
-        seeds = range(1000 * (position + 1), 1000 * (position + 1) + cases)
-        orientations = {"KiTS23": ("IPL",)}.get(name, ("RAS", "LPS"))
+        seeds = range(1000 * position, 1000 * position + cases)
         show(f"drawing {cases} phantoms as {name} publishes its cases: {folders[name]}")
         write_phantom_source(find_source(name), folders[name], seeds, orientations)
     show(f"drawing the target: {', '.join(TARGET_LABELS)}, {len(TARGET_SEEDS['train'])} training cases")
@@ -111,28 +114,45 @@ def _write_sources(work: Workspace, cases: int, data: Path | None, show: Callabl
 
 
 def _pretrain(workflow: Workflow, work: Workspace, sources: dict[str, Path], preset: str, device: str) -> None:
-    dataset_id, name = PRETRAINING.removeprefix("Dataset").split("_")
+    number, name = dataset_id(PRETRAINING), PRETRAINING.partition("_")[2]
     pairs = [part for source, folder in sources.items() for part in ("--source", f"{source}={folder}")]
-    workflow.run(["nnunet_pretrain", "merge", "-d", dataset_id, "-n", name, *pairs, "--overwrite"])
-    workflow.run(["nnunet_pretrain", "plan", "-d", dataset_id, "--preset", preset])
-    _preprocess(workflow, dataset_id, PRETRAIN[1])
+    workflow.run(["nnunet_pretrain", "merge", "-d", number, "-n", name, *pairs, "--overwrite"])
+    workflow.run(["nnunet_pretrain", "plan", "-d", number, "--preset", preset])
+    _preprocess(workflow, PRETRAINING, PRETRAIN[1])
     _train(workflow, work, PRETRAINING, PRETRAIN, "all", device)
 
 
 def _transfer(workflow: Workflow, work: Workspace, preset: str, device: str) -> None:
-    target_id = TARGET.removeprefix("Dataset").split("_")[0]
+    number = dataset_id(TARGET)
     checkpoint = work.fold(PRETRAINING, PRETRAIN, "all") / "checkpoint_final.pth"
     workflow.run(["nnunet_pretrain", "inspect", checkpoint])
-    workflow.run(["nnunet_pretrain", "plan_transfer", "-d", target_id, "-c", checkpoint, "--preset", preset])
-    _preprocess(workflow, target_id, ARMS["pre-trained"][1])
+    workflow.run(["nnunet_pretrain", "plan_transfer", "-d", number, "-c", checkpoint, "--preset", preset])
+    _preprocess(workflow, TARGET, ARMS["pre-trained"][1])
     for arm, run in ARMS.items():
-        _train(workflow, work, TARGET, run, "0", device)
-        folder = work.predictions(arm)
-        images = work.raw(TARGET) / "imagesTs"
-        _predict(workflow, target_id, images, folder, run, "0", device)
-        model = work.fold(TARGET, run, "0").parent
-        files = ("-djfile", model / "dataset.json", "-pfile", model / "plans.json")
-        workflow.run(["nnUNetv2_evaluate_folder", work.raw(TARGET) / "labelsTs", folder, *files, "-np", "2"])
+        train_and_test(workflow, work, run, work.predictions(arm), device)
+
+
+def train_and_test(
+    workflow: Workflow, work: Workspace, run: tuple[str, str], output: Path, device: str
+) -> dict[str, float]:
+    """Trains on the target, predicts its held-out cases and evaluates them.
+
+    Args:
+        workflow: Runs the commands.
+        work: The demo's folders.
+        run: Trainer and plans.
+        output: Folder for the predictions.
+        device: Device for nnU-Net.
+
+    Returns:
+        Mean Dice of each of the target's labels.
+    """
+    _train(workflow, work, TARGET, run, "0", device)
+    _predict(workflow, TARGET, work.raw(TARGET) / "imagesTs", output, run, "0", device)
+    model = work.fold(TARGET, run, "0").parent
+    files = ("-djfile", model / "dataset.json", "-pfile", model / "plans.json")
+    workflow.run(["nnUNetv2_evaluate_folder", work.raw(TARGET) / "labelsTs", output, *files, "-np", "2"])
+    return target_dice(output)
 
 
 def _predict_real(workflow: Workflow, work: Workspace, image: Path, device: str) -> None:
@@ -141,27 +161,27 @@ def _predict_real(workflow: Workflow, work: Workspace, image: Path, device: str)
     link = images / "real_0000.nii.gz"
     if not link.is_symlink():
         link.symlink_to(image.absolute())
-    dataset_id = PRETRAINING.removeprefix("Dataset").split("_")[0]
-    _predict(workflow, dataset_id, images, work.predictions("real"), PRETRAIN, "all", device)
+    _predict(workflow, PRETRAINING, images, work.predictions("real"), PRETRAIN, "all", device)
 
 
-def _preprocess(workflow: Workflow, dataset_id: str, plans: str) -> None:
-    workflow.run(["nnUNetv2_preprocess", "-d", dataset_id, "-plans_name", plans, "-c", CONFIGURATION, "-np", "2"])
+def _preprocess(workflow: Workflow, dataset: str, plans: str) -> None:
+    model = ("-d", dataset_id(dataset), "-plans_name", plans, "-c", CONFIGURATION)
+    workflow.run(["nnUNetv2_preprocess", *model, "-np", "2"])
 
 
 def _train(workflow: Workflow, work: Workspace, dataset: str, run: tuple[str, str], fold: str, device: str) -> None:
-    plans = read_json(work.root / "nnUNet_preprocessed" / dataset / f"{run[1]}.json")
-    dataset_id = dataset.removeprefix("Dataset").split("_")[0]
+    settings = PretrainSettings.from_plans(read_json(work.preprocessed(dataset) / f"{run[1]}.json"))
+    model = (dataset_id(dataset), CONFIGURATION, fold, "-tr", run[0], "-p", run[1])
     workflow.run(
-        ["nnUNetv2_train", dataset_id, CONFIGURATION, fold, "-tr", run[0], "-p", run[1], "-device", device],
-        epochs=plans["nnunet_pretrain"]["training"]["num_epochs"],
+        ["nnUNetv2_train", *model, "-device", device],
+        epochs=settings.training.num_epochs,
         resume=lambda: any(work.fold(dataset, run, fold).glob("checkpoint_*.pth")),
     )
 
 
 def _predict(
-    workflow: Workflow, dataset_id: str, images: Path, output: Path, run: tuple[str, str], fold: str, device: str
+    workflow: Workflow, dataset: str, images: Path, output: Path, run: tuple[str, str], fold: str, device: str
 ) -> None:
-    model = ("-d", dataset_id, "-c", CONFIGURATION, "-f", fold, "-tr", run[0], "-p", run[1])
+    model = ("-d", dataset_id(dataset), "-c", CONFIGURATION, "-f", fold, "-tr", run[0], "-p", run[1])
     files = ("-i", images, "-o", output)
     workflow.run(["nnUNetv2_predict", *files, *model, "-device", device, "-npp", "1", "-nps", "1"])

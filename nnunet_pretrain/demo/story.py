@@ -12,7 +12,7 @@ from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, curves, overlay
 from nnunet_pretrain.demo.report import Report, dice_table
-from nnunet_pretrain.demo.workspace import ARMS, PRETRAIN, PRETRAINING, TARGET, TARGET_LABELS, Workspace
+from nnunet_pretrain.demo.workspace import ARMS, PRETRAIN, PRETRAINING, TARGET, TARGET_LABELS, Workspace, target_dice
 from nnunet_pretrain.files import read_json
 
 
@@ -51,7 +51,7 @@ def _transfer_section(report: Report, work: Workspace) -> None:
         "one starts from the pre-trained weights. Dice on four cases neither arm has seen, predicted with "
         "nnUNetv2_predict.",
     )
-    arms = {arm: _dice(read_json(work.predictions(arm) / "summary.json")) for arm in ARMS}
+    arms = {arm: target_dice(work.predictions(arm)) for arm in ARMS}
     report.table(*dice_table(arms))
     loaded = read_json(work.fold(TARGET, ARMS["pre-trained"], "0") / "transfer_report.json")
     report.note(
@@ -78,7 +78,7 @@ def _pretraining_section(report: Report, work: Workspace) -> None:
     )
     dataset_json = read_json(work.raw(PRETRAINING) / "dataset.json")
     summary = read_json(fold / "validation" / "summary.json")
-    labels = {i: name for name, i in dataset_json["labels"].items() if 0 < i < len(dataset_json["labels"])}
+    labels = _labels(dataset_json)
     palette = colours(list(labels.values()))
     for case in summary["metric_per_case"]:
         name = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
@@ -105,7 +105,7 @@ def _real_section(report: Report, work: Workspace, real: Path) -> None:
         "It says nothing about unseen patients.",
     )
     dataset_json = read_json(work.raw(PRETRAINING) / "dataset.json")
-    labels = {i: name for name, i in dataset_json["labels"].items() if 0 < i < len(dataset_json["labels"])}
+    labels = _labels(dataset_json)
     case = next(c for c, entry in dataset_json["dataset"].items() if Path(entry["images"][0]).samefile(real))
     columns = {
         "image": None,
@@ -116,8 +116,9 @@ def _real_section(report: Report, work: Workspace, real: Path) -> None:
     report.figure("real_ct", figure, f"{case}, from {real}.")
 
 
-def _dice(summary: Mapping[str, Any]) -> dict[str, float]:
-    return {name: summary["mean"][str(i)]["Dice"] for i, name in enumerate(TARGET_LABELS, start=1)}
+def _labels(dataset_json: Mapping[str, Any]) -> dict[int, str]:
+    """Returns id to name of the merged dataset, without background."""
+    return {i: name for name, i in dataset_json["labels"].items() if i}
 
 
 def _log(fold: Path) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_search_path
+from nnunet_pretrain.planning import PRETRAIN_PLANS, SCRATCH_PLANS, TRANSFER_PLANS
 
+# The sources the demo imitates, and the orientations their cases are stored in.
+SOURCES = {"BTCV": ("RAS", "LPS"), "KiTS23": ("IPL",), "AbdomenAtlas1.1": ("RAS", "LPS")}
 PRETRAINING = "Dataset900_AbdomenMerged"
 TARGET = "Dataset901_Target"
 CONFIGURATION = "3d_fullres"
-PRETRAIN = ("nnUNetTrainerPretrain", "nnUNetPretrainPlans")
+PRETRAIN = ("nnUNetTrainerPretrain", PRETRAIN_PLANS)
 ARMS = {
-    "pre-trained": ("nnUNetTrainerTransfer", "nnUNetTransferPlans"),
-    "from scratch": ("nnUNetTrainerTransfer", "nnUNetTransferPlans__scratch"),
+    "pre-trained": ("nnUNetTrainerTransfer", TRANSFER_PLANS),
+    "from scratch": ("nnUNetTrainerTransfer", SCRATCH_PLANS),
 }
 # The target's own label set: coarser than the pre-training's, and complete.
 TARGET_LABELS = {
@@ -25,6 +29,11 @@ TARGET_LABELS = {
     "pancreas": ("pancreas", "pancreas_tumor"),
 }
 TARGET_SEEDS = {"train": (9001, 9002), "val": (9003, 9004), "test": (9005, 9006, 9007, 9008)}
+
+
+def dataset_id(dataset: str) -> str:
+    """Returns the number of a dataset's name, as nnU-Net's -d takes it."""
+    return dataset.removeprefix("Dataset").partition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,10 @@ class Workspace:
         """Raw dataset."""
         return self.root / "nnUNet_raw" / dataset
 
+    def preprocessed(self, dataset: str) -> Path:
+        """Preprocessed dataset, where its plans lie."""
+        return self.root / "nnUNet_preprocessed" / dataset
+
     def fold(self, dataset: str, run: tuple[str, str], fold: str) -> Path:
         """Results of a run."""
         return self.root / "nnUNet_results" / dataset / f"{run[0]}__{run[1]}__{CONFIGURATION}" / f"fold_{fold}"
@@ -63,3 +76,9 @@ class Workspace:
             **({} if device == "cuda" else {"nnUNet_compile": "f"}),
             TRAINER_VARIABLE: trainer_search_path(),
         }
+
+
+def target_dice(predictions: Path) -> dict[str, float]:
+    """Reads the mean Dice of each of the target's labels from what nnUNetv2_evaluate_folder wrote."""
+    mean = read_json(predictions / "summary.json")["mean"]
+    return {name: mean[str(i)]["Dice"] for i, name in enumerate(TARGET_LABELS, start=1)}

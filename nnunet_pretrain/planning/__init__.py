@@ -1,12 +1,22 @@
 """Presets, plans and the settings our trainers read from them."""
 
-from nnunet_pretrain.planning.plan import PRETRAIN_PLANS, plan
+from nnunet_pretrain.planning.plan import plan
 from nnunet_pretrain.planning.preset import Preset, load_preset, preset_names
-from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings, TrainingSettings, TransferSettings
+from nnunet_pretrain.planning.settings import (
+    PRETRAIN_PLANS,
+    SCRATCH_PLANS,
+    SETTINGS_KEY,
+    TRANSFER_PLANS,
+    PretrainSettings,
+    TrainingSettings,
+    TransferSettings,
+)
 
 __all__ = [
     "PRETRAIN_PLANS",
+    "SCRATCH_PLANS",
     "SETTINGS_KEY",
+    "TRANSFER_PLANS",
     "Preset",
     "PretrainSettings",
     "TrainingSettings",

@@ -13,9 +13,7 @@ from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.planning.preset import Network, load_preset
-from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings
-
-PRETRAIN_PLANS = "nnUNetPretrainPlans"
+from nnunet_pretrain.planning.settings import PRETRAIN_PLANS, SETTINGS_KEY, PretrainSettings
 
 
 def plan(dataset: int | str, preset: str = "default", num_processes: int = 2) -> Path:

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from nnunet_pretrain.validation import validated
 
 SETTINGS_KEY = "nnunet_pretrain"
+PRETRAIN_PLANS = "nnUNetPretrainPlans"
+TRANSFER_PLANS = "nnUNetTransferPlans"
+SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
 
 
 class TrainingSettings(BaseModel):

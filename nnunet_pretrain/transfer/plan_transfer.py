@@ -16,10 +16,13 @@ from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
 from nnunet_pretrain.planning.plan import extract_fingerprint
 from nnunet_pretrain.planning.preset import load_preset
-from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings, TransferSettings
-
-TRANSFER_PLANS = "nnUNetTransferPlans"
-SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
+from nnunet_pretrain.planning.settings import (
+    SCRATCH_PLANS,
+    SETTINGS_KEY,
+    TRANSFER_PLANS,
+    PretrainSettings,
+    TransferSettings,
+)
 
 
 def plan_transfer(
