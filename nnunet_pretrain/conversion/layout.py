@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_pretrain.conversion.source import Layout, Source
+
+_PLACEHOLDER = re.compile(r"\{(case|part|mask)(?::([^{}]+))?\}")
 
 
 @dataclass(frozen=True)
@@ -17,91 +19,161 @@ class CaseFiles:
 
     Attributes:
         case: Name in the merged dataset.
-        image: The CT.
-        labels: The multi-label file, or None.
+        image: The CT; the folder of its slices for DICOM.
+        labels: The multi-label file (the folder of its slices for PNG), or None.
         masks: Mask name (as in the source's `labels`) to file, empty for multi-label sources.
     """
 
     case: str
     image: Path
     labels: Path | None
-    masks: dict[str, Path]
+    masks: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file of the case, slices of a stack one by one, in a fixed order."""
+        paths = [
+            self.image,
+            *([self.labels] if self.labels else []),
+            *(self.masks[name] for name in sorted(self.masks)),
+        ]
+        return [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
 
 
-def find_cases(source: Source, root: Path) -> list[CaseFiles]:
+@dataclass(frozen=True)
+class FoundCases:
+    """What lies in a source's folder.
+
+    Attributes:
+        cases: Complete cases in alphabetical order, without the excluded ones.
+        faulty: Case to the reason why it cannot be converted.
+        excluded: Case to the reason given in the source.
+        passed_over: Number of images without label, or labels without image, that belong to the publication.
+    """
+
+    cases: list[CaseFiles]
+    faulty: dict[str, str]
+    excluded: dict[str, str]
+    passed_over: int = 0
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Returns the files anywhere below a folder, hidden ones left out, in alphabetical order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def fill(template: str, **values: str) -> str:
+    """Fills the placeholders of a layout template."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def find_cases(source: Source, root: Path) -> FoundCases:
     """Finds all cases of a source and pairs images with labels.
 
     Args:
         source: The source.
         root: Folder the user gave.
 
-    Returns:
-        The cases in alphabetical order, without the source's excluded ones.
-
     Raises:
-        FileNotFoundError: The folder is missing, nothing in it fits the source's layouts, or an image has no label
-            (or a label no image, where the source does not say that this is so by publication).
-        ValueError: A mask file is not in the source's label scheme.
+        FileNotFoundError: The folder is missing, or nothing in it fits the source's layouts.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"source {source.name}: folder {root} not found")
     for layout in source.layouts:
-        images = {match["case"]: path for path, match in _matching(root, layout.images)}
-        labels = _label_files(source, root, layout)
+        images = _matching(root, layout.images, folders=layout.image_format == "dicom")
+        labels = _matching(root, layout.masks or layout.labels or "", folders=layout.label_format == "png")
         if images or labels:
-            return _pair(source, root, layout, images, labels)
-    tried = "; ".join(f"{layout.images} with {layout.labels or layout.masks}" for layout in source.layouts)
+            return _Pairing(source, root, layout, images, labels).run()
+    tried = "; ".join(map(str, source.layouts))
     raise FileNotFoundError(f"source {source.name}: no case found in {root}; expected {tried}")
 
 
-def _matching(root: Path, template: str) -> list[tuple[Path, dict[str, str]]]:
-    """Returns the files that fit a template, with what stands for {case} and {mask}; hidden files never fit."""
-    pattern = re.escape(template)
-    for name in ("case", "mask"):
-        field = re.escape("{" + name + "}")
-        pattern = pattern.replace(field, f"(?P<{name}>[^/]+)", 1).replace(field, f"(?P={name})")
-    wildcard = glob.escape(template).replace("{case}", "*").replace("{mask}", "*")
+Found = list[tuple[Path, dict[str, str]]]
+
+
+def _matching(root: Path, template: str, folders: bool = False) -> Found:
+    """Returns the files (or folders) that fit a template, with what its placeholders stand for.
+
+    Hidden files never fit. What is there under a fitting name but cannot be a file (a folder, a broken or circular
+    link) is returned too, so that its case is reported.
+    """
+    pattern, wildcard, position, seen = "", "", 0, set()
+    for match in _PLACEHOLDER.finditer(template):
+        name, expression = match[1], match[2] or "[^/]+"
+        text = template[position : match.start()]
+        pattern += _literal(text) + (f"(?P={name})" if name in seen else f"(?P<{name}>{expression})")
+        wildcard += _globbed(text) + "*"
+        position = match.end()
+        seen.add(name)
+    pattern += _literal(template[position:])
+    wildcard += _globbed(template[position:])
     found = []
     for name in sorted(glob.glob(wildcard, root_dir=root)):
-        match = re.fullmatch(pattern, Path(name).as_posix())
-        if match and (root / name).is_file():
-            found.append((root / name, {"case": root.name, **match.groupdict()}))
+        fitting = re.fullmatch(pattern, Path(name).as_posix())
+        if fitting and (not folders or (root / name).is_dir()):
+            found.append((root / name, {"case": root.name, "part": "", **fitting.groupdict()}))
     return found
 
 
-def _label_files(source: Source, root: Path, layout: Layout) -> dict[str, dict[str, Path]]:
-    """Returns the label files of each case: mask name to file, or "" to the multi-label file."""
-    files: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path, match in _matching(root, layout.masks or layout.labels or ""):
-        mask = source.aliases.get(match.get("mask", ""), match.get("mask", ""))
-        if mask and mask not in source.labels:
-            raise ValueError(
-                f"source {source.name}: mask {path} is not in its label scheme; known masks are "
-                f"{', '.join(map(str, source.labels))}; add it to the source file or move it away"
-            )
-        files[match["case"]][mask] = path
-    return files
+def _literal(text: str) -> str:
+    return "[^/]*".join(re.escape(piece) for piece in text.split("*"))
 
 
-def _pair(
-    source: Source, root: Path, layout: Layout, images: dict[str, Path], labels: dict[str, dict[str, Path]]
-) -> list[CaseFiles]:
-    unlabelled = sorted(set(images) - set(labels))
-    if unlabelled:
-        where = root / (layout.labels or layout.masks or "").replace("{case}", unlabelled[0])
-        raise FileNotFoundError(
-            f"source {source.name}: image without label: {images[unlabelled[0]]} "
-            f"({len(unlabelled)} in all); expected {where}"
-        )
-    without_image = sorted(set(labels) - set(images))
-    if without_image and not source.labels_without_image:
-        label = next(iter(labels[without_image[0]].values()))
-        raise FileNotFoundError(
-            f"source {source.name}: label without image: {label} ({len(without_image)} in all); "
-            f"expected {root / layout.images.replace('{case}', without_image[0])}"
-        )
-    return [
-        CaseFiles(f"{source.prefix}_{case}", image, labels[case].get(""), {k: v for k, v in labels[case].items() if k})
-        for case, image in sorted(images.items())
-        if case not in source.exclude_cases
-    ]
+def _globbed(text: str) -> str:
+    return "*".join(glob.escape(piece) for piece in text.split("*"))
+
+
+class _Pairing:
+    """Pairs the images and labels of one layout by case and part."""
+
+    def __init__(self, source: Source, root: Path, layout: Layout, images: Found, labels: Found) -> None:
+        self.source, self.root, self.layout = source, root, layout
+        self.images, self.faulty = self._by_case(images), dict[str, str]()
+        self.labels: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
+        for path, match in labels:
+            mask = source.aliases.get(match.get("mask", ""), match.get("mask", ""))
+            if mask and mask not in source.labels:
+                self.faulty[match["case"]] = (
+                    f"mask {path} is not in the label scheme of {source.name}; known masks are "
+                    f"{', '.join(map(str, source.labels))}; add it to the source file or move it away"
+                )
+            self.labels[match["case"], match["part"]][mask] = path
+
+    @staticmethod
+    def _by_case(found: Found) -> dict[tuple[str, str], Path]:
+        return {(match["case"], match["part"]): path for path, match in found}
+
+    def run(self) -> FoundCases:
+        layout, source, passed_over = self.layout, self.source, 0
+        cases: list[CaseFiles] = []
+        excluded: dict[str, str] = {}
+        for key in sorted({*self.images, *self.labels}):
+            case, part = key
+            if case in source.exclude_cases:
+                excluded[self._name(case)] = source.exclude_cases[case]
+            elif case in self.faulty:
+                continue
+            elif key not in self.labels:
+                if source.images_without_label:
+                    passed_over += 1
+                    continue
+                template = layout.labels or layout.masks or ""
+                where = self.root / fill(template, case=case, part=part, mask="*")
+                self.faulty[case] = f"image without label: {self.images[key]}; expected {where}"
+            elif key not in self.images:
+                if source.labels_without_image:
+                    passed_over += 1
+                    continue
+                label = next(iter(self.labels[key].values()))
+                where = self.root / fill(layout.images, case=case, part=part)
+                self.faulty[case] = f"label without image: {label}; expected {where}"
+            elif any(files.case == self._name(case) for files in cases[-1:]):
+                self.faulty[case] = f"case {case} lies there twice: {cases.pop().image} and {self.images[key]}"
+            else:
+                masks = {name: path for name, path in self.labels[key].items() if name}
+                cases.append(CaseFiles(self._name(case), self.images[key], self.labels[key].get(""), masks))
+        faulty = {self._name(case): reason for case, reason in sorted(self.faulty.items())}
+        return FoundCases(cases, faulty, excluded, passed_over)
+
+    def _name(self, case: str) -> str:
+        return f"{self.source.prefix}_{re.sub(r'[^A-Za-z0-9._-]', '_', case)}"

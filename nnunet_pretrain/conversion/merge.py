@@ -2,110 +2,250 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from nnunet_pretrain import __version__
-from nnunet_pretrain.conversion.convert import Conversion, Converted, convert_case
-from nnunet_pretrain.conversion.layout import find_cases
-from nnunet_pretrain.conversion.source import Source, find_source
-from nnunet_pretrain.files import write_json
+from nnunet_pretrain.conversion.dataset_json import MANIFEST, QUARANTINE, make_dataset_json, write_side_files
+from nnunet_pretrain.conversion.duplicates import FINGERPRINTS, Pair, find_pairs, groups_of, to_drop
+from nnunet_pretrain.conversion.engine import RECORDS, can_restore, convert_or_quarantine, read_records, run_all
+from nnunet_pretrain.conversion.members import Member, resolve_members
+from nnunet_pretrain.conversion.record import Conversion, Record
+from nnunet_pretrain.conversion.report import write_report
+from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
-from nnunet_pretrain.labels import DEFAULT_SPACE, SCHEMES_KEY, SPACE_KEY, LabelScheme, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels import DEFAULT_SPACE, LabelSetTable, LabelSpace
+
+PICTURES_PER_SOURCE = 6
+MAX_STRUCTURES = 254
+"""Stored ids are bytes, and one of them is `ignore`."""
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        space: Label space of the merged dataset.
+        num_processes: Number of worker processes.
+        overwrite: Whether an existing dataset of that id and name is replaced.
+        resume: Whether to keep what an interrupted run, or the existing dataset, already has and is unchanged.
+        strict: Whether the first case that cannot be converted ends the merge.
+        split_paired: Whether unsplit paired organs are split into left and right where that is safe.
+        drop_duplicates: Whether of several cases with the same image only that of the source named first stays.
+        dask: Address of a Dask scheduler, or None.
+    """
+
+    space: LabelSpace = DEFAULT_SPACE
+    num_processes: int = 1
+    overwrite: bool = False
+    resume: bool = False
+    strict: bool = False
+    split_paired: bool = False
+    drop_duplicates: bool = False
+    dask: str | None = None
 
 
 def merge(
     dataset_id: int,
     name: str,
-    sources: Sequence[tuple[str, Path]],
-    *,
-    space: LabelSpace = DEFAULT_SPACE,
-    num_processes: int = 1,
-    overwrite: bool = False,
+    sources: Sequence[tuple[str, Path | None]],
+    options: MergeOptions | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Makes one nnU-Net raw dataset of several sources; images are referenced, labels are written.
 
-    The dataset appears complete or not at all: everything is written into a temporary folder first.
+    Everything is written into a hidden folder beside the dataset, which is put in place when it is complete. After an
+    interruption that folder stays for `resume`. Cases that cannot be converted are left out and listed in
+    quarantine.json.
 
     Args:
         dataset_id: nnU-Net dataset id, 1 to 999.
         name: Dataset name without its number.
-        sources: Source name (or path of a source file) and the folder it lies in.
-        space: Label space of the merged dataset.
-        num_processes: Number of worker processes.
-        overwrite: Whether an existing dataset of that id and name is replaced.
+        sources: Source name (or path of a source file) and the folder it lies in; for a dataset in nnUNet_raw its
+            name and None.
+        options: How to merge.
         report: Called with one line per source and one for the result.
 
     Returns:
         The folder of the dataset.
 
     Raises:
-        ValueError: An argument is unusable, the dataset exists, or the files of a case contradict each other.
-        FileNotFoundError: A folder or a file of a case is missing.
+        ValueError: An argument is unusable, the dataset exists, no case could be converted, or with `strict` a case
+            could not.
+        FileNotFoundError: A source's folder is missing or holds no case.
     """
-    folder = _target_folder(dataset_id, name, overwrite)
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    schemes, jobs = _collect(sources, space, partial / "labelsTr", report)
-    try:
-        content = _dataset_json(folder.name, space, schemes, jobs)
-        table = LabelSetTable.from_dataset_json(content)
-        converted = _convert_all([job for _, job in jobs], num_processes)
-        write_json(partial / "dataset.json", content)
-        _replace(folder, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for remark in _remarks(folder, dataset_id, table.untaught, converted):
+    options = options or MergeOptions()
+    folder = _target_folder(dataset_id, name, options)
+    members = resolve_members(sources, options.space)
+    for member in members:
+        report(_found(member))
+    run = _Run(folder, members, options, report)
+    run.convert()
+    run.finish()
+    for remark in run.remarks(dataset_id):
         report(remark)
-    report(f"{folder.name}: {len(jobs)} cases written to {folder}")
+    report(f"{folder.name}: {len(run.kept)} cases written to {folder}")
     return folder
 
 
-def _collect(
-    sources: Sequence[tuple[str, Path]], space: LabelSpace, output: Path, report: Callable[[str], None]
-) -> tuple[dict[str, LabelScheme], list[tuple[Source, Conversion]]]:
-    """Returns the label scheme of each source, and what to convert."""
-    if not sources:
-        raise ValueError("nothing to merge: give at least one --source NAME=PATH")
-    schemes: dict[str, LabelScheme] = {}
-    jobs: list[tuple[Source, Conversion]] = []
-    for name, path in sources:
-        source, root = find_source(name), path.expanduser()
-        scheme, stored = source.scheme(space)
-        if schemes.setdefault(scheme.name, scheme) != scheme:
-            raise ValueError(f"two different sources are called '{scheme.name}'; rename one in its source file")
-        cases = find_cases(source, root)
-        jobs += [(source, Conversion(files, stored, output / f"{files.case}.nii.gz")) for files in cases]
-        report(f"{source.name}: {len(cases)} cases in {root}")
-    _check_case_names(job.files.case for _, job in jobs)
-    return schemes, jobs
+@dataclass
+class _Run:
+    """One merge: what is to be done, and what came of it."""
+
+    folder: Path
+    members: list[Member]
+    options: MergeOptions
+    report: Callable[[str], None]
+    records: dict[str, Record] = field(default_factory=dict)
+    kept: list[Record] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def partial(self) -> Path:
+        """Where the dataset grows until it is complete."""
+        return self.folder.with_name(f".partial-{self.folder.name}")
+
+    def jobs(self) -> list[Conversion]:
+        """Returns all conversions, in the order of sources and cases."""
+        options, jobs = self.options, []
+        for member in self.members:
+            for position, files in enumerate(member.found.cases):
+                picture = position < PICTURES_PER_SOURCE
+                source = member.source
+                jobs.append(Conversion(files, source, options.space, self.partial, options.split_paired, picture))
+        return jobs
+
+    def convert(self) -> None:
+        """Converts what is not there yet."""
+        jobs = self.jobs()
+        _check_case_names([job.files.case for job in jobs])
+        if self.options.strict:
+            _refuse_quarantined({case: why for member in self.members for case, why in member.found.faulty.items()})
+        earlier = self._earlier_records()
+        for job in jobs:
+            record = earlier.get(job.files.case)
+            if record and record.still_holds(job):
+                self.records[job.files.case] = record
+        if self.options.resume:
+            self.report(f"{len(self.records)} of {len(jobs)} cases are there already and unchanged")
+        open_jobs = [job for job in jobs if job.files.case not in self.records]
+        results = run_all(
+            convert_or_quarantine,
+            open_jobs,
+            num_processes=self.options.num_processes,
+            what="merging",
+            dask=self.options.dask,
+            done=len(self.records),
+        )
+        for record in results:
+            self.records[record.case] = record
+            if record.quarantined and self.options.strict:
+                _refuse_quarantined({record.case: record.quarantined})
+
+    def finish(self) -> None:
+        """Finds duplicates, writes everything beside the labels, and puts the dataset in place."""
+        order = [job.files.case for job in self.jobs()]
+        quarantined = {case: why for member in self.members for case, why in member.found.faulty.items()}
+        quarantined |= {case: self.records[case].quarantined or "" for case in order if self.records[case].quarantined}
+        converted = [self.records[case] for case in order if case not in quarantined]
+        if not converted:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            _refuse_quarantined(quarantined, "no case could be converted")
+        self.pairs = find_pairs({record.case: record.content for record in converted})
+        dropped = to_drop(groups_of(self.pairs), order) if self.options.drop_duplicates else {}
+        self.kept = [record for record in converted if record.case not in dropped]
+        excluded = {case: why for member in self.members for case, why in member.found.excluded.items()}
+        reasons = {case: f"same image as {other}" for case, other in dropped.items()}
+        self.left_out = {"quarantined": quarantined, "excluded": excluded, "dropped": reasons}
+        self._tidy()
+        sources = list({member.source.name: member.source for member in self.members}.values())
+        among_kept = [pair for pair in self.pairs if not {pair.first, pair.second} & set(dropped)]
+        content = make_dataset_json(self.folder.name, self.options.space, self.kept, sources, among_kept)
+        write_json(self.partial / "dataset.json", content)
+        write_side_files(self.partial, self.kept, self.pairs, self.left_out)
+        write_report(
+            self.partial,
+            self.folder.name,
+            self.options.space,
+            self.members,
+            self.kept,
+            self.pairs,
+            self.left_out,
+        )
+        shutil.rmtree(self.partial / RECORDS, ignore_errors=True)
+        _replace(self.folder, self.partial)
+
+    def remarks(self, dataset_id: int) -> list[str]:
+        """Returns what the user must know about the finished dataset."""
+        remarks = [f"quarantined: {case}: {why}" for case, why in list(self.left_out["quarantined"].items())[:20]]
+        if remarks:
+            number = len(self.left_out["quarantined"])
+            remarks.append(f"{number} cases could not be converted; all reasons are in {self.folder / QUARANTINE}")
+        untaught = LabelSetTable.from_dataset_json(read_json(self.folder / "dataset.json")).untaught
+        if untaught:
+            remarks.append(
+                f"no source annotates {', '.join(untaught)}; a network trained on this will not predict them"
+            )
+        overlapping = [record.overlapping_voxels for record in self.kept if record.overlapping_voxels]
+        if overlapping:
+            remarks.append(f"masks overlapped in {len(overlapping)} cases, {sum(overlapping)} voxels in all")
+        if self.pairs:
+            fate = "the source named first was kept" if self.left_out["dropped"] else "they share a fold"
+            remarks.append(f"{len(groups_of(self.pairs))} images occur more than once ({self.pairs[0]}, ...); {fate}")
+        found = datasets_with_id(dataset_id).values()
+        stale = [str(path) for paths in found for path in paths if path != self.folder]
+        if stale:
+            remarks.append(f"made from the dataset that was replaced, plan and preprocess again: {', '.join(stale)}")
+        return remarks
+
+    def _earlier_records(self) -> dict[str, Record]:
+        """Prepares the folder to work in, and returns the records of cases that may already be in it."""
+        if not self.options.resume:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        elif not self.partial.is_dir() and (self.folder / MANIFEST).is_file():
+            _link_files(self.folder, self.partial)
+        if can_restore(self.partial / MANIFEST, self.partial / FINGERPRINTS) and not (self.partial / RECORDS).is_dir():
+            fingerprints = read_json(self.partial / FINGERPRINTS)
+            for case, content in read_json(self.partial / MANIFEST)["cases"].items():
+                write_json(self.partial / RECORDS / f"{case}.json", {**content, "fingerprint": fingerprints[case]})
+        self.partial.mkdir(parents=True, exist_ok=True)
+        for leftover in self.partial.rglob(".partial-*"):
+            leftover.unlink(missing_ok=True)
+        return read_records(self.partial)
+
+    def _tidy(self) -> None:
+        """Removes every file that does not belong to a case that stays."""
+        wanted = {self.partial / name for record in self.kept for name in record.outputs}
+        for path in sorted(self.partial.rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+            elif not path.is_dir() and path not in wanted and path.parent.name != RECORDS:
+                path.unlink()
 
 
-def _remarks(folder: Path, dataset_id: int, untaught: tuple[str, ...], converted: list[Converted]) -> list[str]:
-    """Returns what the user must know about the finished dataset."""
-    remarks = []
-    if untaught:
-        remarks.append(f"no source annotates {', '.join(untaught)}; a network trained on this will not predict them")
-    overlapping = sum(result.overlapping_voxels > 0 for result in converted)
-    if overlapping:
-        remarks.append(f"masks overlapped in {overlapping} cases; the smaller structure won")
-    stale = [str(path) for found in datasets_with_id(dataset_id).values() for path in found if path != folder]
-    if stale:
-        remarks.append(f"made from the dataset that was replaced, plan and preprocess again: {', '.join(stale)}")
-    return remarks
+def _found(member: Member) -> str:
+    """Returns one line about what lies in a source's folder."""
+    source, found = member.source, member.found
+    number, expected = len(found.cases), source.cases
+    line = f"{source.name}: {number} cases in {member.root}"
+    details = [f"{len(found.excluded)} excluded as known to be faulty"] if found.excluded else []
+    details += [f"{len(found.faulty)} incomplete"] if found.faulty else []
+    details += [f"{found.passed_over} without image or label passed over"] if found.passed_over else []
+    if expected is not None and number + len(found.excluded) + len(found.faulty) != expected:
+        details.append(f"{expected} were published")
+    return f"{line} ({', '.join(details)})" if details else line
 
 
-def _target_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
+def _target_folder(dataset_id: int, name: str, options: MergeOptions) -> Path:
     check_dataset_id(dataset_id)
     if not name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"dataset name must consist of letters, digits, '_' and '-', got '{name}'")
+    if len(options.space.structures) > MAX_STRUCTURES:
+        raise ValueError(f"the label space has {len(options.space.structures)} structures, expected {MAX_STRUCTURES}")
     folder = nnunet_folder("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
     existing = [path for paths in datasets_with_id(dataset_id).values() for path in paths]
     other = [str(path) for path in existing if path.name != folder.name]
@@ -114,87 +254,33 @@ def _target_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
             f"dataset id {dataset_id} is taken by {', '.join(other)}, and nnU-Net allows one name per id; "
             f"choose another -d or remove it"
         )
-    if folder in existing and not overwrite:
-        raise ValueError(f"{folder} exists; choose another -d or replace it with --overwrite")
+    if folder in existing and not (options.overwrite or options.resume):
+        raise ValueError(f"{folder} exists; choose another -d, replace it with --overwrite, or update it with --resume")
     return folder
 
 
-def _check_case_names(cases: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for case in cases:
-        if case in seen:
-            raise ValueError(f"case '{case}' occurs twice; give every source a prefix and a folder of its own")
-        seen.add(case)
-    if not seen:
-        raise ValueError("nothing to merge: the sources hold no cases beside the excluded ones")
+def _check_case_names(cases: Sequence[str]) -> None:
+    twice = sorted({case for case in cases if cases.count(case) > 1}) if len(set(cases)) < len(cases) else []
+    if twice:
+        raise ValueError(f"case '{twice[0]}' occurs twice; give every source a prefix and a folder of its own")
 
 
-def _convert_all(jobs: list[Conversion], num_processes: int) -> list[Converted]:
-    if num_processes < 1:
-        raise ValueError(f"-np must be at least 1, got {num_processes}")
-    progress = tqdm(total=len(jobs), desc="merging", unit="case")
-    with progress:
-        if num_processes == 1:
-            return [_advance(progress, convert_case(job)) for job in jobs]
-        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-            try:
-                return [_advance(progress, result) for result in pool.map(convert_case, jobs)]
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+def _refuse_quarantined(quarantined: dict[str, str], why: str = "stopped by --strict") -> None:
+    if quarantined:
+        shown = "; ".join(f"{case}: {reason}" for case, reason in list(quarantined.items())[:3])
+        raise ValueError(f"{why} ({len(quarantined)} quarantined): {shown}")
 
 
-def _advance(progress: tqdm, result: Converted) -> Converted:
-    progress.update()
-    return result
+def _link_files(folder: Path, copy: Path) -> None:
+    """Copies a dataset without copying bytes, where the file system can."""
 
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
 
-def _dataset_json(
-    dataset: str, space: LabelSpace, schemes: Mapping[str, LabelScheme], jobs: list[tuple[Source, Conversion]]
-) -> dict[str, Any]:
-    """Returns nnU-Net's dataset.json, extended by label schemes and sources."""
-    schemes = dict(schemes)
-    entries: dict[str, Any] = {}
-    for source, job in jobs:
-        scheme = _scheme_of_case(schemes[source.name], job, space)
-        schemes.setdefault(scheme.name, scheme)
-        entries[job.files.case] = {
-            "images": [str(job.files.image.absolute())],
-            "label": f"labelsTr/{job.files.case}.nii.gz",
-            "source": source.name,
-            "scheme": scheme.name,
-        }
-    used = sorted({entry["scheme"] for entry in entries.values()})
-    by_name = {source.name: source for source, _ in jobs}
-    return {
-        "name": dataset,
-        "channel_names": {"0": "CT"},
-        "labels": space.dataset_labels(any(space.ignore_id in schemes[scheme].sets for scheme in used)),
-        "numTraining": len(entries),
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIOWithReorient",
-        "converted_by": f"nnunet_pretrain {__version__}",
-        SPACE_KEY: space.name,
-        SCHEMES_KEY: {name: {str(i): list(s) for i, s in schemes[name].sets.items()} for name in used},
-        "sources": [_describe(source, jobs) for source in by_name.values()],
-        "dataset": entries,
-    }
-
-
-def _describe(source: Source, jobs: list[tuple[Source, Conversion]]) -> dict[str, Any]:
-    facts = {key: getattr(source, key) for key in ("name", "title", "licence", "url", "citation")}
-    return {**facts, "cases": sum(other.name == source.name for other, _ in jobs), "notes": list(source.notes)}
-
-
-def _scheme_of_case(scheme: LabelScheme, job: Conversion, space: LabelSpace) -> LabelScheme:
-    """Returns the source's scheme, or one in which the masks the case lacks are unknown."""
-    if job.files.labels is not None:
-        return scheme
-    unknown = sorted({stored_id for mask, stored_id in job.stored.items() if mask not in job.files.masks} - {0})
-    if not unknown:
-        return scheme
-    name = f"{scheme.name} without {', '.join(space.names[i] for i in unknown)}"
-    return scheme.with_unknown(unknown, name, space, {job.stored[mask] for mask in job.files.masks})
+    shutil.copytree(folder, copy, copy_function=link)
 
 
 def _replace(folder: Path, partial: Path) -> None:

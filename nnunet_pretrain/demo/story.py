@@ -11,9 +11,10 @@ from nnunet_pretrain.checkpoints.card import describe, read_card
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, curves, overlay
-from nnunet_pretrain.demo.report import Report, dice_table
+from nnunet_pretrain.demo.report import dice_table
 from nnunet_pretrain.demo.workspace import ARMS, PRETRAIN, PRETRAINING, TARGET, TARGET_LABELS, Workspace, target_dice
 from nnunet_pretrain.files import read_json
+from nnunet_pretrain.html_page import Report
 
 
 def write_report(work: Workspace, workflow: Workflow, environment: Mapping[str, str], real: Path | None) -> Path:

@@ -92,6 +92,7 @@ class LabelScheme(BaseModel):
         labels: Mapping[RawId, tuple[str, ...]],
         space: LabelSpace,
         also_background: Iterable[str] = (),
+        known_absent: Iterable[str] = (),
     ) -> tuple[LabelScheme, dict[RawId, int]]:
         """Translates a source's own ids into a label space.
 
@@ -107,6 +108,7 @@ class LabelScheme(BaseModel):
             space: The label space to store in.
             also_background: Annotated structures that background may hide all the same, because the source
                 annotates them in part only (a femur head).
+            known_absent: Structures no patient of the source has: neither an organ nor background hides them.
 
         Returns:
             The scheme, and the map from source id to stored id.
@@ -116,7 +118,8 @@ class LabelScheme(BaseModel):
         """
         sets: dict[int, tuple[str, ...]] = {}
         stored: dict[RawId, int] = {}
-        labelled = {structure for structures in labels.values() for structure in structures}
+        absent = set(known_absent)
+        labelled = {structure for structures in labels.values() for structure in structures} | absent
         # Ids with one structure choose first, so that an unsplit kidney beside a left kidney takes the right one.
         for raw_id, main in sorted(labels.items(), key=lambda item: len(item[1])):
             parts = (part for part, organs in PART_OF.items() if part not in labelled and set(organs) & set(main))
@@ -125,7 +128,7 @@ class LabelScheme(BaseModel):
                 sets[stored[raw_id]] = label_set
         annotated = {s for stored_id, s_set in sets.items() if stored_id != space.ignore_id for s in s_set}
         hidden = {BACKGROUND} | (set(space.structures) - annotated)
-        hidden |= {s for structure in also_background for s in space.nearest(structure)}
+        hidden = (hidden | {s for structure in also_background for s in space.nearest(structure)}) - absent
         scheme = cls(name=name, sets={0: _in_space_order(hidden, space), **sets})
         scheme.check(space)
         return scheme, stored

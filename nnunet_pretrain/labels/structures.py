@@ -45,3 +45,53 @@ PART_OF: dict[str, tuple[str, ...]] = {
     "colon_tumor": ("colon",),
     "lung_tumor": ("lung_left", "lung_right"),
 }
+
+STRUCTURES = (*ABDOMEN_ATLAS_STRUCTURES, *LESIONS, "uterus", "brain", "bone")
+"""Structures known by name beside those of TotalSegmentator; the default label space has the first 31."""
+
+_SIDES = ("left", "right")
+_VERTEBRAE = (
+    "S1",
+    *(f"L{i}" for i in range(5, 0, -1)),
+    *(f"T{i}" for i in range(12, 0, -1)),
+    *(f"C{i}" for i in range(7, 0, -1)),
+)
+_RIBS = tuple(f"rib_{side}_{i}" for side in _SIDES for i in range(1, 13))
+_LIMBS = tuple(f"{bone}_{side}" for bone in ("humerus", "scapula", "clavicula", "hip") for side in _SIDES)
+_BONES = ("sacrum", *(f"vertebrae_{name}" for name in _VERTEBRAE), *_LIMBS, "skull", *_RIBS, "sternum")
+
+TOTALSEGMENTATOR_STRUCTURES = (
+    "trachea",
+    "thyroid_gland",
+    *_BONES,
+    "costal_cartilages",
+    "heart",
+    "pulmonary_vein",
+    "brachiocephalic_trunk",
+    *(f"{vessel}_{side}" for vessel in ("subclavian_artery", "common_carotid_artery") for side in ("right", "left")),
+    *(f"brachiocephalic_vein_{side}" for side in _SIDES),
+    "atrial_appendage_left",
+    "superior_vena_cava",
+    *(f"{vessel}_{side}" for vessel in ("iliac_artery", "iliac_vena") for side in _SIDES),
+    "spinal_cord",
+    *(f"gluteus_{part}_{side}" for part in ("maximus", "medius", "minimus") for side in _SIDES),
+    *(f"{muscle}_{side}" for muscle in ("autochthon", "iliopsoas") for side in _SIDES),
+)
+"""Structures only TotalSegmentator v2 labels, under its own names; they can be appended to a label space."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "kidney": ("kidney_left", "kidney_right"),
+    "adrenal_gland": ("adrenal_gland_left", "adrenal_gland_right"),
+    "lung": ("lung_left", "lung_right"),
+    "femur": ("femur_left", "femur_right"),
+    "prostate_or_uterus": ("prostate", "uterus"),
+    "colon_or_rectum": ("colon", "rectum"),
+    "bone": ("bone", "femur_left", "femur_right", *_BONES),
+}
+"""Names for several structures, of which a voxel is one; a source may use them in place of the list.
+
+`bone` is, as a structure, every bone that has no structure of its own.
+"""
+
+PAIRED = ("kidney", "adrenal_gland", "lung", "femur")
+"""Groups of a left and a right structure, in this order in `GROUPS`."""
