@@ -1,19 +1,21 @@
 """Merging: what the ids become, where the voxels lie, and what is refused."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
-from nnunet_runs import SOURCES
+from nnunet_runs import SMALL, SOURCES
 
-from nnunet_pretrain.conversion import MergeOptions, find_source, merge
+from nnunet_pretrain.conversion import MergeOptions, Source, find_source, merge
 from nnunet_pretrain.conversion.convert import convert_case
 from nnunet_pretrain.conversion.layout import CaseFiles, find_cases
 from nnunet_pretrain.conversion.record import Conversion
 from nnunet_pretrain.labels import DEFAULT_SPACE, LabelSetTable
 from nnunet_pretrain.phantom import STRUCTURES, generate_phantom
+from nnunet_pretrain.phantom.datasets import write_phantom_source
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
@@ -30,6 +32,13 @@ def array_of(path):
 
 def dataset_json(folder):
     return json.loads((folder / "dataset.json").read_text())
+
+
+def own_source(labels, **more):
+    """A source of the test's own, with masks if its ids are names."""
+    kind = {"masks": "{case}/{mask}.nii.gz"} if isinstance(next(iter(labels)), str) else {"labels": "l{case}.nii.gz"}
+    facts = {"name": "Own", "title": "t", "prefix": "OWN", "licence": "l", "citation": "c", "labels": labels}
+    return Source.model_validate({**facts, "layouts": [{"images": "i{case}.nii.gz", **kind}], **more})
 
 
 @pytest.fixture
@@ -98,9 +107,8 @@ def test_label_values_survive_float_and_scaled_storage(tmp_path):
     _, stored = find_source("BTCV").scheme(DEFAULT_SPACE)
     expected = [stored.get(int(value), 0) for value in values.reshape(-1)]
     for label in (save(tmp_path / "float.nii.gz", values), tmp_path / "scaled.nii.gz"):
-        out = tmp_path / "out.nii.gz"
-        convert_case(Conversion(CaseFiles("c", image, label, {}), stored, out))
-        assert array_of(out).reshape(-1).tolist() == expected
+        convert_case(Conversion(CaseFiles("c", image, label), find_source("BTCV"), DEFAULT_SPACE, tmp_path))
+        assert array_of(tmp_path / "labelsTr/c.nii.gz").reshape(-1).tolist() == expected
 
 
 def test_a_label_stored_in_another_orientation_is_turned(tmp_path):
@@ -108,9 +116,13 @@ def test_a_label_stored_in_another_orientation_is_turned(tmp_path):
     image = save(tmp_path / "image.nii.gz", values)
     turned = nib.load(image).as_reoriented(nib.orientations.axcodes2ornt(("P", "L", "I")))
     nib.save(turned, tmp_path / "turned.nii.gz")
-    stored = {i: i for i in range(1, 14)}
-    convert_case(Conversion(CaseFiles("c", image, tmp_path / "turned.nii.gz", {}), stored, tmp_path / "out.nii.gz"))
-    assert np.array_equal(array_of(tmp_path / "out.nii.gz"), values)
+    files = CaseFiles("c", image, tmp_path / "turned.nii.gz")
+    convert_case(
+        Conversion(
+            files, own_source({i: s for i, s in enumerate(DEFAULT_SPACE.names[1:14], 1)}), DEFAULT_SPACE, tmp_path
+        )
+    )
+    assert np.array_equal(array_of(tmp_path / "labelsTr/c.nii.gz"), values)
 
 
 def test_overlapping_masks_the_smaller_structure_wins(tmp_path):
@@ -119,25 +131,47 @@ def test_overlapping_masks_the_smaller_structure_wins(tmp_path):
     vessel[3:, 2, 2] = 1
     masks = {"liver": save(tmp_path / "l.nii.gz", liver), "vessel": save(tmp_path / "v.nii.gz", vessel)}
     files = CaseFiles("c", save(tmp_path / "i.nii.gz", liver), None, masks)
-    result = convert_case(Conversion(files, {"vessel": 19, "liver": 5}, tmp_path / "out.nii.gz"))
-    merged = array_of(tmp_path / "out.nii.gz")
-    assert (result.overlapping_voxels, result.voxels[19], result.voxels[5]) == (1, 2, 99)
-    assert merged[3, 2, 2] == 19
+    for rule, stored_there, ignored in (("smaller_wins", 19, None), ("ignore", DEFAULT_SPACE.ignore_id, 1)):
+        source = own_source({"vessel": "hepatic_vessel", "liver": "liver"}, overlapping_masks=rule)
+        record = convert_case(Conversion(files, source, DEFAULT_SPACE, tmp_path))
+        assert array_of(tmp_path / "labelsTr/c.nii.gz")[3, 2, 2] == stored_there
+        assert (record.overlapping_voxels, record.voxels["5"]) == (1, 99)
+        assert record.voxels.get(str(DEFAULT_SPACE.ignore_id)) == ignored
+        assert (DEFAULT_SPACE.ignore_id in record.label_scheme.sets) == bool(ignored)
+        assert "masks overlapped in 1 voxels" in record.decisions[-1]
 
 
-def test_a_missing_mask_is_unknown_and_an_empty_one_is_absent(nnunet, copied):
+def test_a_missing_mask_is_unknown_and_so_is_an_empty_one_where_the_source_says_so(nnunet, copied):
     case = copied / "AbdomenAtlas1.1/BDMAP_0020/segmentations"
+    before = dataset_json(merge(900, "A", [("AbdomenAtlas1.1", copied / "AbdomenAtlas1.1")]))
+    assert "spleen" not in before["label_schemes"][before["dataset"]["AA11_0020"]["scheme"]]["0"]
     (case / "spleen.nii.gz").unlink()
+    empty = nib.load(case / "liver.nii.gz")
+    save(case / "liver.nii.gz", np.zeros(empty.shape, np.uint8), empty.affine)
     (case / "celiac_trunk.nii.gz").rename(case / "celiac_truck.nii.gz")  # the alias of older copies
-    folder = merge(900, "M", [("AbdomenAtlas1.1", copied / "AbdomenAtlas1.1")])
-    content = dataset_json(folder)
+    content = dataset_json(merge(901, "B", [("AbdomenAtlas1.1", copied / "AbdomenAtlas1.1")]))
     scheme = content["dataset"]["AA11_0020"]["scheme"]
-    assert scheme == "AbdomenAtlas1.1 without spleen"
-    assert "spleen" in content["label_schemes"][scheme]["0"]
-    assert "8" not in content["label_schemes"][scheme]
-    assert content["dataset"]["AA11_0021"]["scheme"] == "AbdomenAtlas1.1"
-    assert "spleen" not in content["label_schemes"]["AbdomenAtlas1.1"]["0"]
+    assert scheme.startswith("AbdomenAtlas1.1 without ")
+    assert {"spleen", "liver"} <= set(content["label_schemes"][scheme]["0"])
+    assert not {"5", "8"} & set(content["label_schemes"][scheme])
     LabelSetTable.from_dataset_json(content)
+
+
+def test_an_empty_mask_is_absent_in_a_source_that_was_built_complete(nnunet, tmp_path):
+    source = find_source("TotalSegmentatorV2")
+    for case, masks in (("s1", ("liver", "spleen", "prostate")), ("s2", ("liver",))):
+        write_phantom_source(source, tmp_path, [int(case[1])], **SMALL)
+        written = tmp_path / f"000{case[1]}"
+        for mask in (written / "segmentations").iterdir():
+            if mask.name.removesuffix(".nii.gz") in masks:
+                old = nib.load(mask)
+                save(mask, np.zeros(old.shape, np.uint8), old.affine)
+    (tmp_path / "0002/segmentations/spleen.nii.gz").unlink()
+    content = dataset_json(merge(900, "T", [("TotalSegmentatorV2", tmp_path)]))
+    sets = {case: content["label_schemes"][entry["scheme"]] for case, entry in content["dataset"].items()}
+    assert not {"liver", "spleen"} & set(sets["TSV2_0001"]["0"])
+    assert "spleen" in sets["TSV2_0002"]["0"]
+    assert "liver" not in sets["TSV2_0002"]["0"]
 
 
 def test_masks_without_image_are_passed_over_where_published_so(nnunet, copied):
@@ -151,7 +185,7 @@ def test_excluded_cases_are_left_out(tmp_path):
     for case in ("s0091", "s0092"):
         save(tmp_path / case / "ct.nii.gz", np.zeros((2, 2, 2), np.int16))
         save(tmp_path / case / "segmentations/liver.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    assert [files.case for files in find_cases(source, tmp_path)] == ["TSV2_s0091"]
+    assert [files.case for files in find_cases(source, tmp_path).cases] == ["TSV2_s0091"]
 
 
 def test_a_users_own_source_file(nnunet, tmp_path, sources):
@@ -195,14 +229,12 @@ def spoil_bytes(root):
         (spoil_shape, r"case_0011/segmentation.nii.gz has shape \(3, 3, 3\), expected \(\d+, \d+, \d+\)"),
         (spoil_affine, "case_0011/segmentation.nii.gz has affine .* expected .* as its image"),
         (spoil_id, r"case_0011/segmentation.nii.gz holds label ids \[7\], expected only \[0, 1, 2, 3\]"),
-        (spoil_bytes, "case_0011/segmentation.nii.gz (cannot be decompressed|is not readable)"),
+        (spoil_bytes, "case_0011/segmentation.nii.gz (cannot be inflated|is not readable)"),
         (lambda r: (r / "KiTS23/dataset/case_0011/segmentation.nii.gz").unlink(), "image without label: .*case_0011"),
         (lambda r: (r / "KiTS23/dataset/case_0011/imaging.nii.gz").unlink(), "label without image: .*case_0011"),
-        (lambda r: shutil.rmtree(r / "KiTS23"), "folder .*KiTS23 not found"),
-        (lambda r: shutil.rmtree(r / "KiTS23/dataset"), "no case found in .*KiTS23; expected"),
         (
             lambda r: save(r / "AbdomenAtlas1.1/BDMAP_0020/segmentations/wing.nii.gz", np.zeros((2, 2, 2), np.uint8)),
-            "wing.nii.gz is not in its label scheme",
+            "wing.nii.gz is not in the label scheme",
         ),
         (
             lambda r: save(r / "AbdomenAtlas1.1/BDMAP_0020/segmentations/liver.nii.gz", np.zeros((2, 2, 2), np.uint8)),
@@ -211,11 +243,28 @@ def spoil_bytes(root):
     ],
 )
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_faulty_case_stops_the_merge_and_leaves_nothing(nnunet, copied, spoil, message, processes):
+def test_a_faulty_case_is_quarantined_or_stops_a_strict_merge(nnunet, copied, spoil, message, processes):
     spoil(copied)
     pairs = [("KiTS23", copied / "KiTS23"), ("AbdomenAtlas1.1", copied / "AbdomenAtlas1.1")]
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        merge(900, "Merged", pairs, num_processes=processes)
+    folder = merge(900, "Merged", pairs, MergeOptions(num_processes=processes))
+    quarantined = json.loads((folder / "quarantine.json").read_text())
+    ((case, reason),) = quarantined.items()
+    assert re.search(message, reason)
+    assert len(dataset_json(folder)["dataset"]) == 3
+    assert case not in dataset_json(folder)["dataset"]
+    assert not (folder / "labelsTr" / f"{case}.nii.gz").exists()
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=message):
+        merge(900, "Merged", pairs, MergeOptions(num_processes=processes, strict=True))
+    assert not folder.exists()
+
+
+def test_a_source_that_is_not_there_stops_the_merge(nnunet, copied):
+    shutil.rmtree(copied / "KiTS23/dataset")
+    with pytest.raises(FileNotFoundError, match=r"no case found in .*KiTS23; expected"):
+        merge(900, "M", [("KiTS23", copied / "KiTS23")])
+    with pytest.raises(FileNotFoundError, match=r"folder .*nowhere not found"):
+        merge(900, "M", [("KiTS23", copied / "nowhere")])
     assert list((nnunet / "nnUNet_raw").iterdir()) == []
 
 
@@ -223,16 +272,16 @@ def test_an_existing_dataset_is_replaced_only_on_demand_and_only_by_a_complete_o
     pairs = [("KiTS23", copied / "KiTS23")]
     folder = merge(900, "Merged", pairs)
     before = (folder / "dataset.json").read_bytes()
-    with pytest.raises(ValueError, match="exists; choose another -d or replace it with --overwrite"):
+    with pytest.raises(ValueError, match="exists; choose another -d, replace it with --overwrite"):
         merge(900, "Merged", pairs)
     with pytest.raises(ValueError, match=r"dataset id 900 is taken by .*Dataset900_Merged"):
-        merge(900, "Other", pairs, overwrite=True)
+        merge(900, "Other", pairs, MergeOptions(overwrite=True))
     spoil_id(copied)
     with pytest.raises(ValueError, match="holds label ids"):
-        merge(900, "Merged", pairs, overwrite=True)
+        merge(900, "Merged", pairs, MergeOptions(overwrite=True, strict=True))
     assert (folder / "dataset.json").read_bytes() == before
     shutil.rmtree(copied / "KiTS23/dataset/case_0011")
-    merge(900, "Merged", pairs, overwrite=True)
+    merge(900, "Merged", pairs, MergeOptions(overwrite=True))
     assert dataset_json(folder)["numTraining"] == 1
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
@@ -240,7 +289,7 @@ def test_an_existing_dataset_is_replaced_only_on_demand_and_only_by_a_complete_o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((900, "M", [("nosuch", ".")]), "unknown source 'nosuch'; known are AbdomenAtlas1.1, BTCV"),
+        ((900, "M", [("nosuch", ".")]), "unknown source 'nosuch'; known are AbdomenAtlas1.0, AbdomenAtlas1.1"),
         ((0, "M", []), "between 1 and 999, got 0"),
         ((900, "", []), "dataset name must consist of"),
         ((900, "M", []), "nothing to merge"),

@@ -56,7 +56,7 @@ def test_real_data_in_three_forms(tmp_path):
     write_phantom_source(source, tmp_path / "dataset", [1], spacing_mm=(12.0, 12.0, 12.0))
     case = tmp_path / "dataset/0001"
     assert find_real_source(tmp_path / "dataset", tmp_path) == find_real_source(case, tmp_path) == case
-    assert [files.image for files in find_cases(source, case)] == [case / "ct.nii.gz"]
+    assert [files.image for files in find_cases(source, case).cases] == [case / "ct.nii.gz"]
 
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -67,7 +67,7 @@ def test_real_data_in_three_forms(tmp_path):
     nib.save(nib.Nifti1Image(labels, image.affine), flat / "one_seg.nii.gz")
     (flat / "class_map.json").write_text(json.dumps({"5": "liver", "24": "kidney_cyst_right", "90": "brain"}))
     root = find_real_source(flat, tmp_path / "work")
-    (files,) = find_cases(source, root)
+    (files,) = find_cases(source, root).cases
     assert files.image.samefile(flat / "one_ct.nii.gz")
     assert set(files.masks) == {"liver", "kidney_cyst_right", "brain"}
     assert np.array_equal(np.asanyarray(nib.load(files.masks["liver"]).dataobj), labels == 5)

@@ -7,6 +7,7 @@ import pytest
 
 from nnunet_pretrain.conversion import find_source, known_sources
 from nnunet_pretrain.labels import DEFAULT_SPACE, LabelScheme, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels.structures import LESIONS
 
 
 def table_of(*schemes, space=DEFAULT_SPACE):
@@ -74,7 +75,8 @@ def test_a_lesion_outside_the_space_counts_as_its_organ():
 @pytest.mark.parametrize("name", known_sources())
 def test_sets_cover_the_space_and_schemes_survive_json(name):
     scheme, _ = find_source(name).scheme(DEFAULT_SPACE)
-    assert {s for label_set in scheme.sets.values() for s in label_set} == set(DEFAULT_SPACE.names)
+    possible = {s for label_set in scheme.sets.values() for s in label_set}
+    assert possible == set(DEFAULT_SPACE.names) - set(find_source(name).known_absent)
     assert LabelScheme.model_validate_json(scheme.model_dump_json()) == scheme
     assert LabelSpace.model_validate_json(DEFAULT_SPACE.model_dump_json()) == DEFAULT_SPACE
 
@@ -84,8 +86,8 @@ def test_sets_cover_the_space_and_schemes_survive_json(name):
     [
         ("BTCV", set()),
         ("KiTS23", set()),
-        ("AbdomenAtlas1.1", {"prostate"}),
-        ("TotalSegmentatorV2", {"kidney_cyst"}),
+        ("AbdomenAtlas1.1", {"prostate", "femur_left", "femur_right"}),
+        ("TotalSegmentatorV2", {"kidney_cyst", "colon"}),
     ],
 )
 def test_what_a_source_annotates_stays_decidable(name, undecidable):
@@ -115,8 +117,22 @@ def test_two_sets_do_not_share_a_representative():
     labels = {1: ("kidney_left", "kidney_right"), 2: ("kidney_left",)}
     _, stored = LabelScheme.from_source_labels("Mine", labels, DEFAULT_SPACE)
     assert stored == {1: 4, 2: 3}
-    with pytest.raises(ValueError, match=r"id 1.*already stands for another label set"):
-        LabelScheme.from_source_labels("Mine", {**labels, 3: ("kidney_right",)}, DEFAULT_SPACE)
+    _, stored = LabelScheme.from_source_labels("Mine", {**labels, 3: ("kidney_right",)}, DEFAULT_SPACE)
+    assert stored == {1: DEFAULT_SPACE.ignore_id, 2: 3, 3: 4}  # nothing else is true of id 1
+
+
+@pytest.mark.parametrize("name", sorted(known_sources()))
+@pytest.mark.parametrize("left_out", [LESIONS, (*LESIONS, "hepatic_vessel"), ("hepatic_vessel", "kidney_left")])
+def test_every_source_fits_smaller_spaces(name, left_out):
+    """What a smaller space cannot tell apart is called by the organ's name, and never by a wrong one."""
+    space = LabelSpace(name="small", structures=tuple(s for s in DEFAULT_SPACE.structures if s not in left_out))
+    source = find_source(name)
+    scheme, stored = source.scheme(space)
+    for raw_id, structures in source.label_sets.items():
+        nearest = {n for s in structures if s != "ignore" for n in space.nearest(s, among=structures)}
+        assert nearest <= set(scheme.sets[stored[raw_id]]), raw_id
+    if "liver" in source.structures and "kidney_left" in space.structures:
+        assert set(scheme.sets[space.id_of("liver")]) <= {"liver", *LESIONS, "hepatic_vessel"}
 
 
 def test_groups_are_named_after_their_label_sets():

@@ -40,7 +40,8 @@ def test_trainers_folder_defines_only_thin_trainers():
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("trainers", "*.py"), ("plans", "*.json"), ("dataset_conversion", "*.yaml")]
+    ("name", "ending"),
+    [("trainers", "*.py"), ("plans", "*.json"), ("dataset_conversion", "*.yaml"), ("dataset_conversion", "*.json")],
 )
 def test_leaves_are_there_with_their_files(name, ending):
     assert list(leaf(name).glob(ending))

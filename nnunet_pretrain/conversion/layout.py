@@ -79,11 +79,16 @@ def find_cases(source: Source, root: Path) -> FoundCases:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"source {source.name}: folder {root} not found")
+    half: _Pairing | None = None
     for layout in source.layouts:
         images = _matching(root, layout.images, folders=layout.image_format == "dicom")
         labels = _matching(root, layout.masks or layout.labels or "", folders=layout.label_format == "png")
-        if images or labels:
+        if images and labels:
             return _Pairing(source, root, layout, images, labels).run()
+        if images or labels:
+            half = half or _Pairing(source, root, layout, images, labels)
+    if half is not None:
+        return half.run()
     tried = "; ".join(map(str, source.layouts))
     raise FileNotFoundError(f"source {source.name}: no case found in {root}; expected {tried}")
 
@@ -145,7 +150,7 @@ class _Pairing:
 
     def run(self) -> FoundCases:
         layout, source, passed_over = self.layout, self.source, 0
-        cases: list[CaseFiles] = []
+        cases: dict[str, CaseFiles] = {}
         excluded: dict[str, str] = {}
         for key in sorted({*self.images, *self.labels}):
             case, part = key
@@ -167,13 +172,16 @@ class _Pairing:
                 label = next(iter(self.labels[key].values()))
                 where = self.root / fill(layout.images, case=case, part=part)
                 self.faulty[case] = f"label without image: {label}; expected {where}"
-            elif any(files.case == self._name(case) for files in cases[-1:]):
-                self.faulty[case] = f"case {case} lies there twice: {cases.pop().image} and {self.images[key]}"
+            elif self._name(case) in cases:
+                other = cases[self._name(case)].image
+                self.faulty[case] = f"{other} and {self.images[key]} would both become {self._name(case)}; rename one"
             else:
                 masks = {name: path for name, path in self.labels[key].items() if name}
-                cases.append(CaseFiles(self._name(case), self.images[key], self.labels[key].get(""), masks))
+                files = CaseFiles(self._name(case), self.images[key], self.labels[key].get(""), masks)
+                cases[files.case] = files
         faulty = {self._name(case): reason for case, reason in sorted(self.faulty.items())}
-        return FoundCases(cases, faulty, excluded, passed_over)
+        complete = [cases[case] for case in sorted(cases) if case not in faulty]
+        return FoundCases(complete, faulty, excluded, passed_over)
 
     def _name(self, case: str) -> str:
         return f"{self.source.prefix}_{re.sub(r'[^A-Za-z0-9._-]', '_', case)}"

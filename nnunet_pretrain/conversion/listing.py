@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from nnunet_pretrain.conversion.source import Source
+from nnunet_pretrain.conversion.source import Source, ungrouped
 
 
 def list_sources(sources: Iterable[Source]) -> str:
@@ -15,22 +15,51 @@ def list_sources(sources: Iterable[Source]) -> str:
 
 def describe_source(source: Source) -> str:
     """Returns everything a source file says, for reading."""
-    layouts = [f"{layout.images} with {layout.labels or layout.masks}" for layout in source.layouts]
-    ids = [f"{raw_id}: {' or '.join(structures)}" for raw_id, structures in source.labels.items()]
-    sections = {
-        "files": layouts,
-        "labels": ids,
-        "background may also be": source.also_background,
-        "excluded cases": source.exclude_cases,
+    reasons = [f"{case}: {reason}" for case, reason in source.exclude_cases.items()]
+    rules = {
+        "overlapping masks": "" if source.layouts[0].masks is None else source.overlapping_masks.replace("_", " "),
+        "label geometry": source.label_geometry.replace("_", " "),
+        "spacing of exactly 1 mm": "faulty header, quarantined" if source.unit_spacing_is_faulty else "",
+        "holes stored as ignore in": _joined(source.holes_are_unknown),
+        "unknown in a case without a voxel of it": _joined(
+            "every id" if source.unknown_if_absent == "all" else source.unknown_if_absent
+        ),
+        "unknown where it does not reach through all slices": _joined(source.unknown_beyond_extent),
+        "no patient has": _joined(source.known_absent),
+        "background may also be": _joined(source.also_background),
+    }
+    sections: dict[str, Iterable[str]] = {
+        "files": map(str, source.layouts),
+        "labels": [_label(raw_id, structures) for raw_id, structures in source.labels.items()],
+        "rules": [f"{rule}: {value}" for rule, value in rules.items() if value],
+        "geometry": filter(None, [source.orientation, source.spacing]),
+        "excluded cases": reasons,
+        "same images in": source.overlaps,
+        "confidence": filter(None, [source.confidence]),
+        "doubts": source.doubts,
         "notes": source.notes,
         "cite": [source.citation],
-        "see": [source.url] if source.url else [],
+        "see": filter(None, [source.url]),
     }
     lines = [f"{source.name}: {source.title}", f"  {_cases(source)}, licence: {source.licence}"]
     for title, entries in sections.items():
-        if entries:
-            lines += [f"  {title}", *(f"    {entry}" for entry in entries)]
+        found = [line for entry in entries for line in _wrapped(entry)]
+        lines += [f"  {title}", *found] if found else []
     return "\n".join(lines)
+
+
+def _label(raw_id: int | str, structures: tuple[str, ...]) -> str:
+    """Names an id's structures; a group is written out unless that would fill the page."""
+    written_out = ungrouped(structures)
+    return f"{raw_id}: {' or '.join(written_out if len(written_out) < 5 else structures)}"
+
+
+def _joined(values: Iterable[int | str] | str) -> str:
+    return values if isinstance(values, str) else ", ".join(map(str, values))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, width=110, initial_indent="    ", subsequent_indent="      ")
 
 
 def _summary(source: Source) -> str:

@@ -16,7 +16,7 @@ from nnunet_pretrain.conversion.record import Conversion, Record
 from nnunet_pretrain.conversion.report import write_report
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
-from nnunet_pretrain.labels import DEFAULT_SPACE, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels import DEFAULT_SPACE, IGNORE, LabelSetTable, LabelSpace
 
 PICTURES_PER_SOURCE = 6
 MAX_STRUCTURES = 254
@@ -82,6 +82,8 @@ def merge(
     members = resolve_members(sources, options.space)
     for member in members:
         report(_found(member))
+        for line in _not_told_apart(member, options.space):
+            report(line)
     run = _Run(folder, members, options, report)
     run.convert()
     run.finish()
@@ -238,6 +240,14 @@ def _found(member: Member) -> str:
     if expected is not None and number + len(found.excluded) + len(found.faulty) != expected:
         details.append(f"{expected} were published")
     return f"{line} ({', '.join(details)})" if details else line
+
+
+def _not_told_apart(member: Member, space: LabelSpace) -> list[str]:
+    """Names the ids the label space has no place for, so that they are stored as `ignore`."""
+    stored = member.source.scheme(space)[1]
+    ids = [i for i, found in member.source.labels.items() if stored[i] == space.ignore_id and found != (IGNORE,)]
+    names = ", ".join(f"{i} ({' or '.join(member.source.labels[i])})" for i in ids)
+    return [f"{member.source.name}: the label space cannot tell {names} apart; stored as ignore"] if ids else []
 
 
 def _target_folder(dataset_id: int, name: str, options: MergeOptions) -> Path:

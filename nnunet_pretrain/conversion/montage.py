@@ -18,14 +18,14 @@ HEIGHT = 300
 """Height of a cut in pixels."""
 
 _OPACITY = 0.5
-_GOLDEN = 0.618033988749895
+_HUE_STEP = 0.595  # near the golden ratio; chosen so that an organ and its tumour differ most
 
 
 def colour(stored_id: int, space: LabelSpace) -> tuple[int, int, int]:
     """Returns the colour of a stored id, far from those of its neighbours in the space; `ignore` is white."""
     if stored_id == space.ignore_id:
         return 255, 255, 255
-    hue, bright = (stored_id * _GOLDEN) % 1.0, (1.0, 0.8, 0.65)[stored_id % 3]
+    hue, bright = (stored_id * _HUE_STEP) % 1.0, (1.0, 0.8, 0.65)[stored_id % 3]
     r, g, b = colorsys.hsv_to_rgb(hue, 0.9 if stored_id % 2 else 0.6, bright)
     return int(255 * r), int(255 * g), int(255 * b)
 

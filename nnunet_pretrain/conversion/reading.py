@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,12 @@ def _from_itk(path: Path, image: Any, files: list[Path]) -> ArrayVolume:
 
 
 def _png_stack(folder: Path, files: list[Path], like: Grid | None) -> ArrayVolume:
-    """Reads PNG slices in the order of their names; every value above 0 is 1, for masks come as 0/1 and 0/255."""
+    """Reads PNG slices in the order of the numbers in their names.
+
+    Every value above 0 is 1, for masks come as 0/1 and as 0/255.
+    """
     itk = _itk()
+    files = sorted(files, key=lambda file: [(len(n), n) for n in re.findall(r"\d+", file.name)])
     slices: list[npt.NDArray[np.uint8]] = []
     for file in files:
         try:

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from isal import igzip, isal_zlib
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
@@ -258,7 +259,8 @@ def _header(data: io.BufferedIOBase, path: Path) -> Nifti1Header:
         raise ValueError(f"{path} is not readable as NIfTI: its first bytes are {start!r}")
     block = start + data.read(kind.template_dtype.itemsize - 4)
     try:
-        header = kind(block, check=False)  # what matters is checked here and in _grid, with the file's name
+        with LoggingOutputSuppressor():  # it mends codes as nnU-Net's reader will see them, and need not say so
+            header = kind(block)
         if header["magic"].item() not in (b"n+1", b"n+2"):
             raise HeaderDataError(f"magic {header['magic'].item()!r}, expected a single file (n+1)")
         with np.errstate(all="ignore"):  # nibabel finds most faults only when it is asked for the value

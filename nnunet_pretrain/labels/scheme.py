@@ -98,7 +98,8 @@ class LabelScheme(BaseModel):
 
         An organ's set also gets the organ's lesions and vessels that the source does not label by themselves: what
         BTCV calls liver may be liver, liver tumour or hepatic vessel. Each source id is stored under one
-        representative: the first structure of its set that no other set took. Id 0 gets background and every
+        representative: the first structure of its set that no other set took. In a small space two ids may need the
+        same one; see `_place`. Id 0 gets background and every
         structure that no source id may be.
 
         Args:
@@ -112,23 +113,19 @@ class LabelScheme(BaseModel):
 
         Returns:
             The scheme, and the map from source id to stored id.
-
-        Raises:
-            ValueError: Two different sets would need the same representative.
         """
         sets: dict[int, tuple[str, ...]] = {}
         stored: dict[RawId, int] = {}
         absent = set(known_absent)
         labelled = {structure for structures in labels.values() for structure in structures} | absent
-        # Ids with one structure choose first, so that an unsplit kidney beside a left kidney takes the right one.
-        for raw_id, main in sorted(labels.items(), key=lambda item: len(item[1])):
+        for raw_id, main in sorted(labels.items(), key=lambda item: _choosing_order(item[1], space)):
             parts = (part for part, organs in PART_OF.items() if part not in labelled and set(organs) & set(main))
-            stored[raw_id], label_set = _place(f"source '{name}', id {raw_id}", main, tuple(parts), sets, space)
+            stored[raw_id], label_set = _place(main, tuple(parts), sets, space)
             if stored[raw_id]:
                 sets[stored[raw_id]] = label_set
         annotated = {s for stored_id, s_set in sets.items() if stored_id != space.ignore_id for s in s_set}
         hidden = {BACKGROUND} | (set(space.structures) - annotated)
-        hidden = (hidden | {s for structure in also_background for s in space.nearest(structure)}) - absent
+        hidden = (hidden | (set(also_background) & set(space.structures))) - absent
         scheme = cls(name=name, sets={0: _in_space_order(hidden, space), **sets})
         scheme.check(space)
         return scheme, stored
@@ -138,26 +135,33 @@ def _in_space_order(structures: Iterable[str], space: LabelSpace) -> tuple[str, 
     return tuple(sorted(set(structures), key=space.names.index))
 
 
+def _choosing_order(main: tuple[str, ...], space: LabelSpace) -> tuple[int, bool]:
+    """Ids with one structure choose first, so that an unsplit kidney beside a left kidney takes the right one.
+
+    Structures outside the space come after those in it: a tumour that is called liver must not claim the liver.
+    """
+    return len(main), main[0] not in space.names
+
+
 def _place(
-    what: str,
-    main: tuple[str, ...],
-    parts: tuple[str, ...],
-    taken: Mapping[int, tuple[str, ...]],
-    space: LabelSpace,
+    main: tuple[str, ...], parts: tuple[str, ...], taken: Mapping[int, tuple[str, ...]], space: LabelSpace
 ) -> tuple[int, tuple[str, ...]]:
-    """Returns the stored id and the label set of one source id, given what it is called and what lies inside it."""
+    """Returns the stored id and the label set of one source id, given what it is called and what lies inside it.
+
+    Where every structure it is called by stands for another set already, the id shares one that holds all it may be;
+    without such a set its voxels are stored as `ignore`, which is true of anything.
+    """
     if main == (IGNORE,):
         return space.ignore_id, space.names
     everything = (*main, *parts)
     label_set = _in_space_order([n for s in everything for n in space.nearest(s, among=everything)], space)
     if label_set == (BACKGROUND,):
         return 0, label_set
-    for structure in [n for s in main for n in space.nearest(s, among=everything)]:
-        stored_id = space.id_of(structure)
-        if stored_id and taken.get(stored_id, label_set) == label_set:
+    candidates = [space.id_of(n) for s in main for n in space.nearest(s, among=everything) if n != BACKGROUND]
+    for stored_id in candidates:
+        if taken.get(stored_id, label_set) == label_set:
             return stored_id, label_set
-    in_the_way = {space.names[i]: list(s) for i, s in taken.items() if space.names[i] in label_set}
-    raise ValueError(
-        f"{what}: every structure of {list(main)} already stands for another label set ({in_the_way}); "
-        f"list a further structure that the id may be, or choose a larger label space"
-    )
+    for stored_id in candidates:
+        if set(label_set) <= set(taken[stored_id]):
+            return stored_id, taken[stored_id]
+    return space.ignore_id, space.names

@@ -36,6 +36,7 @@ def plan(dataset: int | str, preset: str = "default", num_processes: int = 2) ->
     path = nnunet_folder("nnUNet_preprocessed") / name / f"{PRETRAIN_PLANS}.json"
     LabelSetTable.from_dataset_json(read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json"))
     extract_fingerprint(name, num_processes)
+    _hand_on_folds(name)
     plans = _stock_plans(name, chosen.planner, chosen.gpu_memory_gb, chosen.spacing_mm)
     for configuration_name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
@@ -48,6 +49,21 @@ def plan(dataset: int | str, preset: str = "default", num_processes: int = 2) ->
     settings = PretrainSettings(preset=preset, training=chosen.training)
     write_json(path, {**plans, SETTINGS_KEY: settings.model_dump(mode="json", exclude_none=True)})
     return path
+
+
+def _hand_on_folds(name: str) -> None:
+    """Puts the folds of `merge` (duplicates together) where nnU-Net looks; folds of the same cases there stay."""
+    made = nnunet_folder("nnUNet_raw") / name / "splits_final.json"
+    used = nnunet_folder("nnUNet_preprocessed") / name / "splits_final.json"
+    if not made.is_file():
+        return
+    folds = read_json(made)
+    if not used.is_file() or _cases_in(read_json(used)) != _cases_in(folds):
+        write_json(used, folds)
+
+
+def _cases_in(folds: list[dict[str, list[str]]]) -> set[str]:
+    return {case for fold in folds for part in fold.values() for case in part}
 
 
 def extract_fingerprint(name: str, num_processes: int) -> None:

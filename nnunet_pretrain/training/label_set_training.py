@@ -21,13 +21,16 @@ from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
 from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts
 
 
-def hold_out(cases: Sequence[str], entries: Mapping[str, Any], share: float) -> tuple[list[str], list[str]]:
+def hold_out(
+    cases: Sequence[str], entries: Mapping[str, Any], share: float, duplicates: Sequence[Sequence[str]] = ()
+) -> tuple[list[str], list[str]]:
     """Splits cases into training and validation, source by source and always in the same way.
 
     Args:
         cases: Case names.
         entries: The `dataset` entry of dataset.json, which names each case's source.
         share: Share of each source to hold out; a source with more than one case gives at least one.
+        duplicates: Groups of cases with the same image; a group is held out as a whole.
 
     Returns:
         Training and validation cases. Without any held-out case, validation is on the training cases, as in nnU-Net.
@@ -39,6 +42,9 @@ def hold_out(cases: Sequence[str], entries: Mapping[str, Any], share: float) -> 
     for members in by_source.values():
         number = max(1, round(share * len(members))) if share and len(members) > 1 else 0
         held_out.update(np.random.default_rng(12345).choice(members, number, replace=False).tolist())
+    for group in duplicates:
+        if held_out & set(group):
+            held_out |= set(group) & set(cases)
     training = [case for case in cases if case not in held_out]
     return training, sorted(held_out) or training
 
@@ -72,7 +78,9 @@ class LabelSetSupervision(nnUNetTrainer):
         self.label_sets.scheme_indices([*training, *validation])  # refuses cases without a scheme before the first step
         if self.fold != "all":
             return training, validation
-        return hold_out(sorted(training), self.dataset_json["dataset"], self.settings.training.val_share)
+        duplicates = self.dataset_json.get("duplicate_groups", ())
+        share = self.settings.training.val_share
+        return hold_out(sorted(training), self.dataset_json["dataset"], share, duplicates)
 
     def on_train_start(self) -> None:
         """As nnU-Net; the log says which groups the pseudo Dice lists, and which case follows which scheme."""
