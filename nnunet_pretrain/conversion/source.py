@@ -23,6 +23,16 @@ def _as_reasons(value: Any) -> Any:
 
 
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+def _as_id(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, (list, tuple)) else []
+
+
 Structures = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1), WithJsonSchema(_TEXTS_SCHEMA)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), WithJsonSchema(_TEXTS_SCHEMA)]
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
@@ -144,6 +154,15 @@ class Source(BaseModel):
     confidence: str = ""
     doubts: Texts = ()
     notes: Texts = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _json_keys_are_ids(cls, values: Any) -> Any:
+        """JSON knows no numbers as keys; in a file with multi-label layouts "1" is the id 1."""
+        if not isinstance(values, dict) or any("masks" in layout for layout in _dicts(values.get("layouts"))):
+            return values
+        keyed = {key: values[key] for key in ("labels", "excludes_if_present") if isinstance(values.get(key), dict)}
+        return {**values, **{key: {_as_id(i): found for i, found in ids.items()} for key, ids in keyed.items()}}
 
     @model_validator(mode="after")
     def _ids_fit_layout(self) -> Source:
