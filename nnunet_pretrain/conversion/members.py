@@ -13,7 +13,7 @@ from nnunet_pretrain.conversion.layout import CaseFiles, FoundCases, find_cases
 from nnunet_pretrain.conversion.source import Layout, RawId, Source
 from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import nnunet_folder
-from nnunet_pretrain.labels import BACKGROUND, IGNORE, SCHEMES_KEY, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels import IGNORE, SCHEMES_KEY, LabelSetTable, LabelSpace
 from nnunet_pretrain.labels.synonyms import match, nearest_names
 
 _DATASET = re.compile(r"Dataset(\d{3})_\w[\w-]*")
@@ -203,4 +203,4 @@ def _merged_members(folder: Path, content: Mapping[str, Any], cases: list[CaseFi
 
 
 def _main_first(structure: str, found: Sequence[str]) -> tuple[str, ...]:
-    return (structure, *(s for s in found if s not in (structure, BACKGROUND)))
+    return (structure, *(s for s in found if s != structure))
