@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 SLICES = (100, 130, 160, 190, 215, 240, 270, 300)
-ARMS = ("ours", "limit", "limit without CT", "nibabel", "SimpleITK")
+ARMS = ("ours", "ours, labels only", "limit", "limit without CT", "nibabel", "SimpleITK")
 
 
 def make_case(root: Path, seed: int, slices: int) -> None:
@@ -62,6 +62,20 @@ def ours(case: Path, output: Path) -> None:
     source = find_source("AbdomenAtlas1.1")
     (files,) = (files for files in find_cases(source, case.parent).cases if files.image.parent == case)
     convert_case(Conversion(files, source, DEFAULT_SPACE, output))
+
+
+def labels_only(case: Path, output: Path) -> None:
+    """The part of `ours` that the peers do: merge the masks and write the label; the CT's voxels are not read."""
+    from nnunet_pretrain.conversion.geometry import Alignment
+    from nnunet_pretrain.conversion.label_map import LabelMap
+    from nnunet_pretrain.conversion.volume import NiftiVolume, write_nifti
+
+    grid = NiftiVolume(case / "ct.nii.gz").grid
+    labels, alignment = LabelMap(grid.size), Alignment(grid)
+    for number, path in enumerate(sorted((case / "segmentations").glob("*.nii.gz")), start=1):
+        labels.paint(alignment.chunks(NiftiVolume(path)), path.name, number, path)
+    labels.settle_overlaps(None)
+    write_nifti(output / "labels_only.nii.gz", labels.voxels.reshape(grid.shape, order="F"), grid.affine)
 
 
 def with_nibabel(case: Path, output: Path) -> None:
@@ -111,6 +125,7 @@ def run_arm(arm: str, root: Path, output: Path) -> dict[str, float]:
     """Runs one arm over all cases and returns seconds per case and peak memory in MB."""
     functions = {
         "ours": ours,
+        "ours, labels only": labels_only,
         "nibabel": with_nibabel,
         "SimpleITK": with_simpleitk,
         "limit": limit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
 from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts
+
+MAX_SCHEMES_IN_LOG = 20
 
 
 def hold_out(
@@ -89,11 +92,14 @@ class LabelSetSupervision(nnUNetTrainer):
         self.print_to_log_file("Pseudo dice is given for:", ", ".join(table.groups))
         if table.untaught:
             self.print_to_log_file("No source annotates these, they will not be predicted:", ", ".join(table.untaught))
-        for index, scheme in enumerate(table.schemes):
-            cases = sum(i == index for i in table.scheme_of_case.values())
+        cases = Counter(table.scheme_of_case.values()).most_common()
+        for index, number in cases[:MAX_SCHEMES_IN_LOG]:
+            scheme = table.schemes[index]
             self.print_to_log_file(
-                f"Label scheme {scheme.name}: {cases} cases, background may hide {scheme.sets[0][1:]}"
+                f"Label scheme {scheme.name}: {number} cases, background may hide {scheme.sets[0][1:]}"
             )
+        if len(cases) > MAX_SCHEMES_IN_LOG:
+            self.print_to_log_file(f"... and {len(cases) - MAX_SCHEMES_IN_LOG} rarer label schemes, see dataset.json")
 
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net, on targets that carry their case's label scheme."""
