@@ -188,6 +188,14 @@ def test_excluded_cases_are_left_out(tmp_path):
     assert [files.case for files in find_cases(source, tmp_path).cases] == ["TSV2_s0091"]
 
 
+def test_images_beside_labels_are_not_taken_for_labels(tmp_path):
+    for name in ("a.nii.gz", "a_ct.nii.gz", "b.nii.gz", "b_ct.nii.gz"):
+        save(tmp_path / name, np.zeros((2, 2, 2), np.int16))
+    source = own_source({1: "liver"}, layouts=[{"images": "{case}_ct.nii.gz", "labels": "{case}.nii.gz"}])
+    found = find_cases(source, tmp_path)
+    assert ([files.case for files in found.cases], found.faulty) == (["OWN_a", "OWN_b"], {})
+
+
 def test_a_users_own_source_file(nnunet, tmp_path, sources):
     own = tmp_path / "mine.yaml"
     own.write_text(

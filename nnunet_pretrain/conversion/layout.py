@@ -82,7 +82,9 @@ def find_cases(source: Source, root: Path) -> FoundCases:
     half: _Pairing | None = None
     for layout in source.layouts:
         images = _matching(root, layout.images, folders=layout.image_format == "dicom")
+        taken = {path for path, _ in images}  # {case}.nii.gz beside {case}_ct.nii.gz would match images too
         labels = _matching(root, layout.masks or layout.labels or "", folders=layout.label_format == "png")
+        labels = [found for found in labels if found[0] not in taken]
         if images and labels:
             return _Pairing(source, root, layout, images, labels).run()
         if images or labels:
