@@ -144,7 +144,9 @@ def in_own_process(arm: str, root: Path, output: Path) -> dict[str, float]:
     """Runs one arm in a fresh process with one thread."""
     command = [sys.executable, __file__, "--work", str(root), "--arm", arm, "--output", str(output)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, **threads}, capture_output=True, text=True, encoding="utf-8", check=True
+    )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -15,7 +15,12 @@ ENVIRONMENT = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "nnUNet_compil
 def run(command, environment):
     """Runs a command as a user would and returns its output; fails with that output."""
     done = subprocess.run(
-        [str(part) for part in command], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
@@ -28,7 +33,7 @@ def script(name):
 
 def shorten(plans_file, **training):
     """Makes a plan's training short."""
-    plans = json.loads(plans_file.read_text())
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
     plans["nnunet_pretrain"]["training"].update(
         {"num_epochs": 2, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 2, "seed": 7, **training}
     )

@@ -33,7 +33,7 @@ def save(path, array, affine):
 
 
 def content_of(folder):
-    return json.loads((folder / "dataset.json").read_text())
+    return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
 
 
 def random_labels(source, files, rng):

@@ -27,7 +27,7 @@ def test_sources_lists_names_cases_licences_and_structures(capsys):
 def test_merge_then_plan_is_said(nnunet, sources, capsys):
     assert main(["merge", "-d", "900", "-n", "M", "--source", f"BTCV={sources / 'BTCV'}", "-np", "1"]) == 0
     assert "then: nnunet_pretrain plan -d 900" in capsys.readouterr().out
-    assert json.loads((nnunet / "nnUNet_raw/Dataset900_M/dataset.json").read_text())["numTraining"] == 2
+    assert json.loads((nnunet / "nnUNet_raw/Dataset900_M/dataset.json").read_text(encoding="utf-8"))["numTraining"] == 2
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def array_of(path):
 
 
 def dataset_json(folder):
-    return json.loads((folder / "dataset.json").read_text())
+    return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
 
 
 def own_source(labels, **more):
@@ -255,7 +255,7 @@ def test_a_faulty_case_is_quarantined_or_stops_a_strict_merge(nnunet, copied, sp
     spoil(copied)
     pairs = [("KiTS23", copied / "KiTS23"), ("AbdomenAtlas1.1", copied / "AbdomenAtlas1.1")]
     folder = merge(900, "Merged", pairs, MergeOptions(num_processes=processes))
-    quarantined = json.loads((folder / "quarantine.json").read_text())
+    quarantined = json.loads((folder / "quarantine.json").read_text(encoding="utf-8"))
     ((case, reason),) = quarantined.items()
     assert re.search(message, reason)
     assert len(dataset_json(folder)["dataset"]) == 3

@@ -30,7 +30,7 @@ def test_a_finished_command_is_not_run_again(tmp_path):
         flow, lines = workflow(tmp_path)
         flow.run(command)
         assert lines[0].startswith(expected)
-        assert (tmp_path / "ran").read_text() == "x"
+        assert (tmp_path / "ran").read_text(encoding="utf-8") == "x"
 
 
 def test_an_interrupted_training_continues(tmp_path):
@@ -46,7 +46,7 @@ def test_an_interrupted_training_continues(tmp_path):
 def test_commands_see_the_environment_and_leave_a_log(tmp_path):
     flow, _ = workflow(tmp_path, nnUNet_raw="/somewhere")
     flow.run([PYTHON, "-c", "import os; print(os.environ['nnUNet_raw'])"])
-    assert next((tmp_path / "logs").iterdir()).read_text() == "/somewhere\n"
+    assert next((tmp_path / "logs").iterdir()).read_text(encoding="utf-8") == "/somewhere\n"
     with pytest.raises(FileNotFoundError, match="command 'nosuch' not found; install the package"):
         flow.run(["nosuch"])
 
@@ -99,7 +99,7 @@ def test_the_page_is_one_file_and_escapes_text(tmp_path):
     report.table(*dice_table({"one": {"liver": 0.5, "spleen": 1.0}, "two": {"liver": 0.25, "spleen": 0.75}}))
     report.commands(["nnunet_pretrain merge <x>"])
     report.write()
-    page = (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<title>a &lt; b</title>" in page
     assert "&lt;x&gt;" in page
     assert "<td>mean</td><td>0.750</td><td>0.500</td>" in page
@@ -113,4 +113,4 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "demo.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a demo with other settings"):
         run_demo(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "precious"

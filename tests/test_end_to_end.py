@@ -35,7 +35,7 @@ def test_stock_nnunet_accepts_the_merged_dataset(pretrained):
 
 
 def test_plans_name_only_what_stock_nnunet_has(pretrained):
-    plans = json.loads((pretrained.model / "plans.json").read_text())
+    plans = json.loads((pretrained.model / "plans.json").read_text(encoding="utf-8"))
     configuration = plans["configurations"]["3d_fullres"]
     assert plans["plans_name"] == "nnUNetPretrainPlans"
     assert plans["label_manager"] == "LabelManager"
@@ -53,7 +53,7 @@ def test_pretraining_ran_under_spawn_and_validated_unseen_cases_on_groups(pretra
         "they will not be predicted: liver_tumor, pancreas_tumor, colon_tumor, lung_tumor" in pretrained.logs["train"]
     )
     validation = pretrained.model / "fold_all/validation"
-    summary = json.loads((validation / "summary.json").read_text())
+    summary = json.loads((validation / "summary.json").read_text(encoding="utf-8"))
     by_scheme = {case["scheme"].split()[0]: set(case["metrics"]) for case in summary["metric_per_case"]}
     assert set(by_scheme) == {"BTCV", "KiTS23", "AbdomenAtlas1.1"}
     assert by_scheme["KiTS23"] == {"kidney_left+kidney_right", "kidney_tumor", "kidney_cyst"}
@@ -90,7 +90,7 @@ def test_stock_predict_runs_the_pretrained_checkpoint(pretrained, tmp_path):
 def test_transfer_plans_keep_the_checkpoints_numbers_and_the_targets_labels(pretrained):
     folder = pretrained.root / "nnUNet_preprocessed/Dataset901_Target"
     plans, scratch = (
-        json.loads((folder / f"{name}.json").read_text())
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("nnUNetTransferPlans", "nnUNetTransferPlans__scratch")
     )
     source = read_checkpoint(pretrained.checkpoint)["init_args"]["plans"]
@@ -112,7 +112,7 @@ def test_every_transferred_tensor_differs_from_scratch_and_every_head_does_not(p
     control = scratch.network.state_dict()
     report = json.loads((pretrained.root / "nnUNet_results/Dataset901_Target").glob(
         "nnUNetTrainerTransfer__nnUNetTransferPlans__3d_fullres/fold_0/transfer_report.json"
-    ).__next__().read_text())  # fmt: skip
+    ).__next__().read_text(encoding="utf-8"))  # fmt: skip
     assert (report["missing"], report["unused"], report["loaded_share"]) == (0, [], 1.0)
     loaded = {entry["name"] for entry in report["tensors"] if entry["status"] == "loaded"}
     heads = {entry["name"] for entry in report["tensors"] if entry["status"] == "initialised"}
@@ -158,8 +158,8 @@ def test_a_dataset_without_schemes_is_refused_before_training(pretrained, monkey
 
     for variable, value in pretrained.environment.items():
         monkeypatch.setenv(variable, value)
-    plans = json.loads((pretrained.model / "plans.json").read_text())
-    dataset_json = json.loads((pretrained.model / "dataset.json").read_text())
+    plans = json.loads((pretrained.model / "plans.json").read_text(encoding="utf-8"))
+    dataset_json = json.loads((pretrained.model / "dataset.json").read_text(encoding="utf-8"))
     del dataset_json["label_schemes"]
     trainer_class = recursive_find_trainer_class_by_name("nnUNetTrainerPretrain")
     trainer = trainer_class(

@@ -31,7 +31,7 @@ def test_nnunet_finds_our_trainer_and_its_parts_can_be_pickled(trainer, monkeypa
 
 def test_trainers_folder_defines_only_thin_trainers():
     for path in leaf("trainers").glob("nnunet_pretrain_*.py"):
-        for node in ast.parse(path.read_text()).body[1:]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body[1:]:
             assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef), ast.unparse(node)
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, "nnU-Net imports these files without a package"
@@ -50,7 +50,11 @@ def test_leaves_are_there_with_their_files(name, ending):
 def test_env_line_puts_our_trainers_first_and_keeps_others(monkeypatch):
     monkeypatch.setenv(TRAINER_VARIABLE, os.pathsep.join(["/a b", str(leaf("trainers"))]))
     value = subprocess.run(
-        ["bash", "-c", f'{export_line()}; printf %s "${TRAINER_VARIABLE}"'], capture_output=True, text=True, check=True
+        ["bash", "-c", f'{export_line()}; printf %s "${TRAINER_VARIABLE}"'],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     ).stdout
     assert value.split(os.pathsep) == [str(leaf("trainers")), "/a b"]
 

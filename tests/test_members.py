@@ -17,7 +17,7 @@ from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom
 
 
 def content_of(folder):
-    return json.loads((folder / "dataset.json").read_text())
+    return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
 
 
 def array_of(path):
@@ -38,7 +38,7 @@ def raw(nnunet):
 
 def rename(raw, **names):
     path = raw / "Dataset027_X/dataset.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["labels"] = {names.get(name, name): i for name, i in content["labels"].items()}
     path.write_text(json.dumps(content))
 
@@ -69,7 +69,7 @@ def test_new_source_writes_a_starter_that_works_once_it_is_filled_in(raw, tmp_pa
     path = tmp_path / "mine.yaml"
     assert main(["new_source", "27", "-o", str(path)]) == 0
     assert "1 label names match no structure: big vessel" in capsys.readouterr().out
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert "# 2: ?" in text
     path.write_text(text.replace("# 2: ?", "2: postcava"))
     assert load_source(path).labels == {1: ("liver",), 2: ("postcava",), 3: ("kidney",)}
@@ -145,7 +145,7 @@ def test_drop_duplicates_keeps_the_source_named_first(nnunet, tmp_path):
     assert content["duplicate_groups"] == [["LITS_0001", "MS09_0001"]]
     content = content_of(merge(901, "Dropped", pairs[::-1], MergeOptions(drop_duplicates=True)))
     assert sorted(content["dataset"]) == ["LITS_0002", "MS09_0001"]
-    manifest = json.loads((nnunet / "nnUNet_raw/Dataset901_Dropped/manifest.json").read_text())
+    manifest = json.loads((nnunet / "nnUNet_raw/Dataset901_Dropped/manifest.json").read_text(encoding="utf-8"))
     assert manifest["dropped"] == {"LITS_0001": "same image as MS09_0001"}
 
 

@@ -270,7 +270,7 @@ def test_a_page_lists_its_sections_wherever_the_list_stands(tmp_path):
     report.section("Later & more", anchor="later")
     report.table(["a"], [[Cell("x", link="https://example.org/?a=1&b=2", hint='say "x"')]])
     report.write()
-    page = (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert '<nav><a href="#later">Later &amp; more</a> </nav>' in page
     assert 'title="say &quot;x&quot;"><a href="https://example.org/?a=1&amp;b=2"' in page
 

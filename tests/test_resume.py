@@ -85,6 +85,7 @@ def workload(tmp_path_factory):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
 

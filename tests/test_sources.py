@@ -23,7 +23,7 @@ from nnunet_pretrain.phantom.datasets import label_as, write_phantom_source
 NAMES = tuple(known_sources())
 # Number of cases, prefix and label sets as the reference collection of facts has them: written once from its
 # schemas.json, in which lesions were sided and `bone` was called bone_other. Do not make this file from the sources.
-TABLE = json.loads((Path(__file__).parent / "data" / "label_sets.json").read_text())
+TABLE = json.loads((Path(__file__).parent / "data" / "label_sets.json").read_text(encoding="utf-8"))
 SPACE = LabelSpace(name="everything", structures=(*DEFAULT_SPACE.structures, "uterus", "brain", "bone"))
 FEMORA = {"femur_left", "femur_right"}
 
@@ -120,16 +120,18 @@ def test_cases_left_out_are_named_as_the_layout_names_them(name):
 
 
 def test_schema_file_is_that_of_the_model():
-    written = (leaf("dataset_conversion") / SCHEMA_FILE).read_text()
+    written = (leaf("dataset_conversion") / SCHEMA_FILE).read_text(encoding="utf-8")
     assert written == json.dumps(source_json_schema(), indent=2) + "\n", f"write {SCHEMA_FILE} anew"
 
 
 @pytest.mark.parametrize("path", sorted(leaf("dataset_conversion").glob("*.yaml")), ids=lambda path: path.stem)
 def test_source_files_fit_the_schema_editors_use(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
     content = json.loads(json.dumps(yaml.safe_load(text)))  # keys of JSON are strings
-    jsonschema.Draft202012Validator(json.loads((path.parent / SCHEMA_FILE).read_text())).validate(content)
+    jsonschema.Draft202012Validator(json.loads((path.parent / SCHEMA_FILE).read_text(encoding="utf-8"))).validate(
+        content
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

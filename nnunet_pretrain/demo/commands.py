@@ -69,7 +69,7 @@ class Workflow:
 
     def _stream(self, command: list[str], log: Path, epochs: int | None) -> int:
         with (
-            log.open("w") as file,
+            log.open("w", encoding="utf-8") as file,
             tqdm(total=epochs, unit="epoch", disable=epochs is None, leave=False) as bar,
             subprocess.Popen(
                 command,
@@ -77,6 +77,7 @@ class Workflow:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                encoding="utf-8",
                 errors="replace",
             ) as process,
         ):
