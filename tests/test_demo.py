@@ -12,8 +12,9 @@ from nnunet_pretrain.conversion.layout import find_cases
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, overlay
 from nnunet_pretrain.demo.real_data import SOURCE, find_real_source
-from nnunet_pretrain.demo.report import Report, dice_table
+from nnunet_pretrain.demo.report import dice_table
 from nnunet_pretrain.demo.run import run_demo
+from nnunet_pretrain.html_page import Report
 from nnunet_pretrain.phantom.datasets import write_phantom_source
 
 PYTHON = sys.executable.rsplit("/", 1)[-1]

@@ -11,13 +11,12 @@ from nnunet_pretrain.conversion.duplicates import FINGERPRINTS, Pair, groups_of,
 from nnunet_pretrain.conversion.record import Record
 from nnunet_pretrain.conversion.source import Source
 from nnunet_pretrain.files import write_json
-from nnunet_pretrain.labels import SCHEMES_KEY, SPACE_KEY, LabelSetTable, LabelSpace
+from nnunet_pretrain.labels import DUPLICATES_KEY, SCHEMES_KEY, SPACE_KEY, LabelSetTable, LabelSpace
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.json"
 DUPLICATES = "duplicates.json"
 SPLITS = "splits_final.json"
-GROUPS_KEY = "duplicate_groups"
 
 
 def make_dataset_json(
@@ -52,7 +51,7 @@ def make_dataset_json(
         SPACE_KEY: space.name,
         SCHEMES_KEY: {scheme: schemes[scheme] for scheme in sorted(schemes)},
         "sources": [_facts(source, records) for source in sources],
-        GROUPS_KEY: groups_of(pairs),
+        DUPLICATES_KEY: groups_of(pairs),
         "dataset": {
             record.case: {
                 "images": [record.image],

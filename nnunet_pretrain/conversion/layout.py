@@ -8,9 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_pretrain.conversion.source import Layout, Source
-
-_PLACEHOLDER = re.compile(r"\{(case|part|mask)(?::([^{}]+))?\}")
+from nnunet_pretrain.conversion.source import PLACEHOLDER, Layout, Source
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def fill(template: str, **values: str) -> str:
     """Fills the placeholders of a layout template."""
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template)
 
 
 def find_cases(source: Source, root: Path) -> FoundCases:
@@ -105,7 +103,7 @@ def _matching(root: Path, template: str, folders: bool = False) -> Found:
     link) is returned too, so that its case is reported.
     """
     pattern, wildcard, position, seen = "", "", 0, set()
-    for match in _PLACEHOLDER.finditer(template):
+    for match in PLACEHOLDER.finditer(template):
         name, expression = match[1], match[2] or "[^/]+"
         text = template[position : match.start()]
         pattern += _literal(text) + (f"(?P={name})" if name in seen else f"(?P<{name}>{expression})")

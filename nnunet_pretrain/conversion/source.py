@@ -35,7 +35,7 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 Structures = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1), WithJsonSchema(_TEXTS_SCHEMA)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), WithJsonSchema(_TEXTS_SCHEMA)]
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+PLACEHOLDER = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
 
 
 class Layout(BaseModel):
@@ -68,7 +68,7 @@ class Layout(BaseModel):
         if self.masks is not None and "{mask}" not in self.masks:
             raise ValueError("'masks' must contain {mask}")
         for template in filter(None, (self.images, self.labels, self.masks)):
-            for name, expression in _PLACEHOLDER.findall(template):
+            for name, expression in PLACEHOLDER.findall(template):
                 if name not in ("case", "part", "mask"):
                     raise ValueError(f"'{template}' has {{{name}}}; only {{case}}, {{part}} and {{mask}} are known")
                 try:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nnunet_pretrain.html_page import Report
-
-__all__ = ["Report", "dice_table"]
-
 
 def dice_table(arms: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
     """Makes a table of Dice per structure (rows) and arm (columns), with the mean in the last row."""

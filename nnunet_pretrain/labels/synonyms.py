@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from functools import cache
 
 from nnunet_pretrain.labels.structures import GROUPS, TOTALSEGMENTATOR_STRUCTURES
 from nnunet_pretrain.labels.structures import STRUCTURES as _KNOWN
@@ -93,6 +94,7 @@ def nearest_names(name: str, further: Iterable[str] = (), count: int = 3) -> lis
     return list(dict.fromkeys(table[known] for known in [*similar, *sharing]))[:count]
 
 
+@cache
 def _table(further: tuple[str, ...]) -> dict[str, str]:
     """Returns every known name, normalised, to the structure or group it stands for."""
     table = {normalised(name): name for name in (*_KNOWN, *TOTALSEGMENTATOR_STRUCTURES, *GROUPS, *further)}

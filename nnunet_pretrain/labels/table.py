@@ -15,6 +15,7 @@ from nnunet_pretrain.labels.space import LabelSpace
 
 SCHEMES_KEY = "label_schemes"
 SPACE_KEY = "label_space"
+DUPLICATES_KEY = "duplicate_groups"
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,13 @@ from scipy.ndimage import distance_transform_edt
 
 from nnunet_pretrain.conversion import Source
 from nnunet_pretrain.conversion.layout import fill
-from nnunet_pretrain.conversion.source import Layout
+from nnunet_pretrain.conversion.source import PLACEHOLDER, Layout
 from nnunet_pretrain.files import write_json, written_atomically
 from nnunet_pretrain.labels import DEFAULT_SPACE
 from nnunet_pretrain.labels.structures import PART_OF
 from nnunet_pretrain.phantom.anatomy import STRUCTURES
 from nnunet_pretrain.phantom.generator import PhantomCase, generate_phantom
 from nnunet_pretrain.phantom.stacks import write_dicom_series, write_png_stack
-
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
 
 
 def write_phantom_source(
@@ -93,7 +91,7 @@ def label_as(source: Source, phantom: PhantomCase) -> dict[int | str, npt.NDArra
 
 def _placeholders(source: Source, seed: int) -> dict[str, str]:
     """Returns what the placeholders of a source's first layout stand for in the case of a seed."""
-    expressions = dict(_PLACEHOLDER.findall(source.layouts[0].images))
+    expressions = dict(PLACEHOLDER.findall(source.layouts[0].images))
     for case in (f"{seed:04d}", f"{seed:05d}"):
         if re.fullmatch(expressions.get("case") or "[^/]+", case) and case not in source.exclude_cases:
             return {"case": case, "part": expressions.get("part", "").split("|")[0]}

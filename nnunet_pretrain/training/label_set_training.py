@@ -16,7 +16,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, nn
 
 from nnunet_pretrain.files import write_json
-from nnunet_pretrain.labels import LabelSetTable
+from nnunet_pretrain.labels import DUPLICATES_KEY, LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
 from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts
@@ -81,7 +81,7 @@ class LabelSetSupervision(nnUNetTrainer):
         self.label_sets.scheme_indices([*training, *validation])  # refuses cases without a scheme before the first step
         if self.fold != "all":
             return training, validation
-        duplicates = self.dataset_json.get("duplicate_groups", ())
+        duplicates = self.dataset_json.get(DUPLICATES_KEY, ())
         share = self.settings.training.val_share
         return hold_out(sorted(training), self.dataset_json["dataset"], share, duplicates)
 
