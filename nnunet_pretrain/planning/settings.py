@@ -19,21 +19,31 @@ SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
 
 
 class TrainingSettings(BaseModel):
-    """How to train. The defaults are nnU-Net's own numbers.
+    """How to train. The defaults are nnU-Net's own numbers; patch and batch stand in the plans' configurations.
 
     Attributes:
         optimizer: SGD (Nesterov momentum 0.99, as nnU-Net) or AdamW.
         initial_lr: Learning rate after warm-up.
         weight_decay: Weight decay of the optimiser.
-        warmup_epochs: Epochs of linear warm-up before the polynomial decay.
+        schedule: Decay after the warm-up: nnU-Net's polynomial, or a half cosine to 0.
+        warmup_epochs: Epochs of linear warm-up before the decay.
         num_epochs: Epochs in all.
         num_iterations_per_epoch: Training steps per epoch.
         num_val_iterations_per_epoch: Validation batches per epoch (pseudo-Dice).
         save_every: Epochs between two writes of checkpoint_latest.
+        deep_supervision: Whether the loss also sees the decoder's coarser outputs; off for networks without them.
+        weight_ce: Weight of the (marginal) cross-entropy.
+        weight_dice: Weight of the Dice term.
         oversample_foreground_percent: Share of patches centred on foreground.
+        sampling_alpha: A case of a source with n cases is drawn with probability proportional to n ** -sampling_alpha;
+            0 draws all cases alike, 1 all sources alike (merged datasets only).
+        balance_structures: Whether a foreground patch is centred on rarely annotated structures more often than on
+            common ones of the same case (merged datasets only).
         mirror_axes: Axes of the patch to mirror in training and inference; None means nnU-Net's axes except
             left-right where the label names distinguish left from right.
-        seed: Seed of the initial weights, or None.
+        left_right_mirroring: `off`, or `swap` to mirror along left-right in training too, with the ids of left and
+            right structures swapped; never in inference, where nnU-Net cannot swap (merged datasets only).
+        seed: Seed of the initial weights and of what the main process draws, or None.
         val_share: Share of each source held out for validation when a merged dataset is trained with fold `all`;
             at least one case of every source that has more than one.
     """
@@ -43,13 +53,20 @@ class TrainingSettings(BaseModel):
     optimizer: Literal["SGD", "AdamW"] = "SGD"
     initial_lr: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)
+    schedule: Literal["poly", "cosine"] = "poly"
     warmup_epochs: int = Field(default=0, ge=0)
     num_epochs: int = Field(default=1000, ge=1)
     num_iterations_per_epoch: int = Field(default=250, ge=1)
     num_val_iterations_per_epoch: int = Field(default=50, ge=1)
     save_every: int = Field(default=50, ge=1)
+    deep_supervision: bool = True
+    weight_ce: float = Field(default=1.0, ge=0)
+    weight_dice: float = Field(default=1.0, ge=0)
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
+    sampling_alpha: float = Field(default=0.5, ge=0, le=1)
+    balance_structures: bool = True
     mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None
+    left_right_mirroring: Literal["off", "swap"] = "off"
     seed: int | None = None
     val_share: float = Field(default=0.02, ge=0, lt=1)
 
