@@ -154,3 +154,100 @@ def test_half_precision_stays_finite():
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(extreme.grad).all()
+
+
+def reference(logits, target, schemes):
+    """The marginal cross-entropy written out with dense masks, in double precision."""
+    allowed = torch.from_numpy(TABLE.member)[torch.tensor(schemes)[:, None], target.flatten(1)].transpose(1, 2)
+    z = logits.double().flatten(2)
+    inside = z.masked_fill(~allowed, -torch.inf).logsumexp(1)
+    informative = ~allowed.all(1)
+    return ((z.logsumexp(1) - inside) * informative).sum() / informative.sum()
+
+
+@pytest.mark.parametrize("scale", [1, 30, 300])
+def test_extreme_logits_keep_loss_and_gradient_right(scale):
+    logits, target = example([2, 3], seed=5)
+    exact = (logits.detach() * scale).requires_grad_()
+    reference(exact, target, [2, 3]).backward()
+    single = (logits.detach() * scale).float().requires_grad_()
+    loss = label_set_loss(single, target, [2, 3], weight_dice=0)
+    loss.backward()
+    assert loss.item() == pytest.approx(reference(single, target, [2, 3]).item(), rel=1e-5)
+    torch.testing.assert_close(single.grad.double(), exact.grad, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients_are_those_of_single_precision(dtype):
+    logits, target = example([2, 3], seed=6, dtype=dtype)
+    single = logits.detach().float().requires_grad_()
+    for z in (logits, single):
+        label_set_loss(z, target, [2, 3], batch_dice=True).backward()
+    assert logits.grad.dtype == dtype
+    torch.testing.assert_close(logits.grad.float(), single.grad, rtol=1e-2, atol=1e-5)
+
+
+def test_parts_of_any_size_give_the_same(monkeypatch):
+    from nnunet_pretrain.training import label_set_loss as module
+
+    found = []
+    for size in (1, 50, 2**20):
+        monkeypatch.setitem(module.CHUNK, "cpu", size)
+        logits, target = example([2, 3, 0], seed=7)
+        label_set_loss(logits, target, [2, 3, 0], batch_dice=True).backward()
+        found.append(logits.grad)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found[1], found[2], rtol=1e-12, atol=1e-14)
+
+
+def test_the_voxel_wise_part_can_be_traced_whole():
+    from nnunet_pretrain.training import label_set_loss as module
+
+    logits, target = example([2, 3], seed=8, dtype=torch.float32)
+    sets = LabelSets(TABLE)
+    z, ids, outside = logits.detach().flatten(2), target.flatten(1), sets.outside[torch.tensor([2, 3])]
+    traced = torch.compile(module.dense_forward, backend="aot_eager", fullgraph=True)
+    plain, compiled = module.dense_forward(z, ids, outside), traced(z, ids, outside)
+    for a, b in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(a, b)
+    arguments = (z, ids, outside, *plain[:2], torch.randn(plain[0].shape), torch.randn(plain[2].shape))
+    backward = torch.compile(module.dense_backward, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(backward(*arguments), module.dense_backward(*arguments))
+
+
+def test_nothing_of_the_logits_size_is_kept_but_the_logits():
+    logits, target = example([2, 3], seed=9, dtype=torch.float32)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        label_set_loss(logits, target, [2, 3], batch_dice=True)
+    large = [pointer for pointer, size in kept.items() if size >= logits.numel()]
+    assert large == [logits.data_ptr()]
+
+
+def test_the_cost_does_not_depend_on_the_number_of_sources():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    schemes = tuple(
+        LabelScheme(name=f"{scheme.name} {i}", sets=scheme.sets) for i in range(50) for scheme in TABLE.schemes
+    )
+    counts = []
+    for table in (TABLE, LabelSetTable(SPACE, schemes, {})):
+        sets = LabelSets(table)
+        logits, target = example([2, 3])
+        rows = sets.encode(target, torch.tensor([2, 3]))
+        kept = 0
+
+        def pack(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            LabelSetLoss(sets, batch_dice=False)(logits, rows).backward()
+        counts.append((flops.get_total_flops(), kept))
+    assert counts[0] == counts[1]

@@ -11,7 +11,7 @@ from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.planning import PretrainSettings, load_preset, preset_names
 from nnunet_pretrain.training.label_set_training import hold_out
 from nnunet_pretrain.training.planned_training import PlannedTraining
-from nnunet_pretrain.training.schedule import WarmupPolyLR
+from nnunet_pretrain.training.schedule import WarmupDecayLR
 
 
 def test_without_warm_up_the_schedule_is_nnunets():
@@ -25,13 +25,13 @@ def test_without_warm_up_the_schedule_is_nnunets():
             values.append(optimizer.param_groups[0]["lr"])
         return values
 
-    assert rates(lambda o: WarmupPolyLR(o, 10)) == pytest.approx(rates(lambda o: PolyLRScheduler(o, 0.01, 10)))
+    assert rates(lambda o: WarmupDecayLR(o, 10)) == pytest.approx(rates(lambda o: PolyLRScheduler(o, 0.01, 10)))
 
 
 def test_warm_up_rises_and_ratios_between_groups_hold():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": parameters[:1], "lr": 1e-3}, {"params": parameters[1:], "lr": 1e-5}])
-    schedule = WarmupPolyLR(optimizer, 10, warmup_epochs=4)
+    schedule = WarmupDecayLR(optimizer, 10, warmup_epochs=4)
     rates = []
     for epoch in range(10):
         schedule.step(epoch)
@@ -100,4 +100,4 @@ def test_the_axis_that_swaps_left_and_right_is_known(labels, transpose_forward, 
     trainer.dataset_json = {"labels": {"background": 0, **{name: i for i, name in enumerate(labels, start=1)}}}
     trainer.plans_manager = SimpleNamespace(transpose_forward=transpose_forward)
     trainer.configuration_manager = SimpleNamespace(patch_size=patch)
-    assert trainer._left_right_axis() == axis
+    assert trainer.left_right_axis() == axis

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_pretrain.checkpoints.reading import read_checkpoint
-from nnunet_pretrain.labels import SCHEMES_KEY
+from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY, read_checkpoint
+from nnunet_pretrain.labels import SCHEMES_KEY, SPACE_KEY
+from nnunet_pretrain.planning.settings import SETTINGS_KEY
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Card:
         structures: Structure to id.
         label_schemes: Scheme to stored id to label set; empty if the labels were complete.
         sources: Name, cases, licence and citation of each source.
+        label_space: Name of the label space; empty if the dataset was not merged.
+        settings: How it was trained: the plans' entry "nnunet_pretrain".
+        versions: Versions of the packages it was trained with.
+        git_commit: Commit of the checkout it was trained with, None for an installed package.
+        fingerprints: Number of training images whose content fingerprints the checkpoint holds.
+        pseudo_dice: Group or structure to pseudo Dice in the last epoch.
+        validation: Means of the final validation, overall and per source; empty before it has run.
     """
 
     file: str
@@ -53,6 +61,13 @@ class Card:
     structures: Mapping[str, Any]
     label_schemes: Mapping[str, Mapping[str, list[str]]]
     sources: tuple[Mapping[str, Any], ...]
+    label_space: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    fingerprints: int = 0
+    pseudo_dice: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the card as plain values for JSON."""
@@ -76,6 +91,7 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
     arguments = checkpoint["init_args"]
     plans, dataset_json = arguments["plans"], arguments["dataset_json"]
     configuration = PlansManager(plans).get_configuration(arguments["configuration"])
+    own = arguments.get(EXTRAS_KEY, {}).get("card", {})
     return Card(
         file=str(path),
         size_mb=round(path.stat().st_size / 1e6, 1),
@@ -94,6 +110,13 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         structures=dataset_json["labels"],
         label_schemes=dataset_json.get(SCHEMES_KEY, {}),
         sources=tuple(dataset_json.get("sources", ())),
+        label_space=dataset_json.get(SPACE_KEY, ""),
+        settings=plans.get(SETTINGS_KEY, {}),
+        versions=own.get("versions", {}),
+        git_commit=own.get("git_commit"),
+        fingerprints=len(own.get("fingerprints", ())),
+        pseudo_dice=own.get("pseudo_dice", {}),
+        validation=own.get("validation", {}),
     )
 
 
@@ -128,6 +151,7 @@ def describe(card: Card) -> str:
         )
         lines.append(f"  channel {i}      {channel}: {scheme}{clip}")
     lines.append(f"  structures     {', '.join(f'{i} {name}' for name, i in card.structures.items())}")
+    lines += _describe_own(card)
     for source in card.sources:
         lines.append(f"  source         {source['name']}, {source['cases']} cases, licence: {source['licence']}")
         lines.append(f"                 cite: {source['citation']}")
@@ -137,3 +161,19 @@ def describe(card: Card) -> str:
         coarse = {i: s for i, s in sets.items() if i != "0" and len(s) > 1}
         lines += [f"                 id {i} may be {', '.join(s)}" for i, s in coarse.items()]
     return "\n".join(lines)
+
+
+def _describe_own(card: Card) -> list[str]:
+    """Returns the lines about what only our trainers store."""
+    lines = []
+    if card.versions:
+        commit = f", commit {card.git_commit}" if card.git_commit else ""
+        lines.append(f"  made with      {', '.join(f'{k} {v}' for k, v in card.versions.items())}{commit}")
+    if card.fingerprints:
+        lines.append(f"  fingerprints   of {card.fingerprints} training images")
+    if card.pseudo_dice:
+        lines.append(f"  pseudo Dice    {', '.join(f'{k} {v:.3f}' for k, v in card.pseudo_dice.items())}")
+    for source, found in card.validation.get("per_source", {}).items():
+        dice = ", ".join(f"{group} {metrics['Dice']:.3f}" for group, metrics in found["mean"].items())
+        lines.append(f"  validation     {source}, {found['cases']} cases, Dice: {dice}")
+    return lines

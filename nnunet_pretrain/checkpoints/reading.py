@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+EXTRAS_KEY = "nnunet_pretrain"
+"""Where in a checkpoint's `init_args` our trainers keep what nnU-Net has no entry for."""
+
 
 def _numpy_scalar_types() -> list[Any]:
     """What numpy scalars and small arrays are pickled as, under the names of numpy 1 and 2."""

@@ -112,7 +112,7 @@ def _pooled(function: Callable[[Item], Result], items: Sequence[Item], num_proce
                 yield future.result()
         except BrokenProcessPool:
             raise ValueError(
-                "a worker process died, most likely for lack of memory; go on with --resume and a smaller -np"
+                "a worker process died, most likely for lack of memory; run it again with fewer processes"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

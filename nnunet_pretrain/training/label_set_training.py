@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
-from torch import Tensor, nn
+from torch import nn
 
 from nnunet_pretrain.files import write_json
 from nnunet_pretrain.labels import DUPLICATES_KEY, LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
-from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts
+from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts_by_sample
+from nnunet_pretrain.training.mirroring import MirrorLeftRight
+from nnunet_pretrain.training.preflight import check_dataset, check_preprocessed, check_stored_ids
 
 MAX_SCHEMES_IN_LOG = 20
+COUNTS = ("tp", "fp", "fn")
 
 
 def hold_out(
@@ -56,11 +60,18 @@ class LabelSetSupervision(nnUNetTrainer):
     """Trains and validates on what each case's source annotates, and on nothing else."""
 
     settings: PretrainSettings
+    _mirror: MirrorLeftRight | None = None
 
     @cached_property
     def label_sets(self) -> LabelSetTable:
         """The dataset's label sets; a dataset without schemes is refused here, when the trainer is initialised."""
         return LabelSetTable.from_dataset_json(self.dataset_json)
+
+    @cached_property
+    def source_of_case(self) -> dict[str, str]:
+        """Source of each case."""
+        entries = self.dataset_json["dataset"].items()
+        return {case: entry.get("source", entry["scheme"]) for case, entry in entries}
 
     @cached_property
     def _sets(self) -> LabelSets:
@@ -69,7 +80,15 @@ class LabelSetSupervision(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         """Puts the label-set loss into nnU-Net's deep-supervision wrapper."""
         stock = super()._build_loss()
-        loss = LabelSetLoss(self._sets, batch_dice=self.configuration_manager.batch_dice, ddp=self.is_ddp)
+        training = self.settings.training
+        loss = LabelSetLoss(
+            self._sets,
+            batch_dice=self.configuration_manager.batch_dice,
+            ddp=self.is_ddp,
+            weight_ce=training.weight_ce,
+            weight_dice=training.weight_dice,
+            compile_it=self._do_i_compile(),
+        )
         if not isinstance(stock, DeepSupervisionWrapper):
             return loss
         stock.loss = loss
@@ -86,7 +105,9 @@ class LabelSetSupervision(nnUNetTrainer):
         return hold_out(sorted(training), self.dataset_json["dataset"], share, duplicates)
 
     def on_train_start(self) -> None:
-        """As nnU-Net; the log says which groups the pseudo Dice lists, and which case follows which scheme."""
+        """As nnU-Net, after checks of the data; the log says what is scored, and which case follows which scheme."""
+        if self.local_rank == 0:
+            self._check_data()
         super().on_train_start()
         table = self.label_sets
         self.print_to_log_file("Pseudo dice is given for:", ", ".join(table.groups))
@@ -101,36 +122,65 @@ class LabelSetSupervision(nnUNetTrainer):
         if len(cases) > MAX_SCHEMES_IN_LOG:
             self.print_to_log_file(f"... and {len(cases) - MAX_SCHEMES_IN_LOG} rarer label schemes, see dataset.json")
 
+    def _check_data(self) -> None:
+        base, folder = Path(self.preprocessed_dataset_folder_base), Path(self.preprocessed_dataset_folder)
+        plans_name = self.plans_manager.plans_name
+        check_dataset(self.dataset_json, plans_name, base)
+        dataset_class = self.dataset_class or infer_dataset_class(str(folder))
+        found, expected = dataset_class.get_identifiers(str(folder)), sorted(self.dataset_json["dataset"])
+        check_preprocessed(folder, found, expected, plans_name)
+        check_stored_ids(
+            dataset_class(str(folder), expected), expected, self.label_sets, base / f"{folder.name}_checked.json"
+        )
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
+        self,
+    ) -> tuple[Any, Any, Any, tuple[int, ...] | None]:
+        """As nnU-Net; also readies left-right mirroring with swapped ids, if the settings ask for it.
+
+        Raises:
+            ValueError: Mirroring with swapped ids is asked for beside plain left-right mirroring.
+        """
+        result = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        axis = self.left_right_axis()
+        if self.settings.training.left_right_mirroring == "swap" and axis is not None:
+            if axis in (result[3] or ()):
+                raise ValueError(
+                    f"mirror_axes {result[3]} hold the left-right axis {axis}, but left_right_mirroring is 'swap'; "
+                    f"leave that axis out of mirror_axes in plans '{self.plans_manager.plans_name}'"
+                )
+            self._mirror = MirrorLeftRight(self.label_sets, axis).to(self.device)
+        return result
+
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net, on targets that carry their case's label scheme."""
-        return super().train_step(self._with_schemes(batch))
+        return super().train_step(self._with_schemes(batch, mirror=True))
 
     def validation_step(self, batch: dict) -> dict:
-        """Returns loss and, per decidable group, true positives, false positives and false negatives."""
-        batch = self._with_schemes(batch)
+        """Returns loss and, per decidable group, true positives, false positives and false negatives.
+
+        The same counts per sample are in `tp_by_sample`, `fp_by_sample` and `fn_by_sample`, shape (B, G).
+        """
+        batch = self._with_schemes(batch, mirror=False)
         data, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
         with torch.autocast(self.device.type) if self.device.type == "cuda" else dummy_context():
             output = self.network(data)
             loss = self.loss(output, target)
         if self.enable_deep_supervision:
             output, target = output[0], target[0]
-        counts = hard_counts(self._sets, output.argmax(1).flatten(1), target.flatten(1))
-        tp, fp, fn = (values.cpu().numpy() for values in counts)
-        return {"loss": loss.detach().cpu().numpy(), "tp_hard": tp, "fp_hard": fp, "fn_hard": fn}
+        counts = hard_counts_by_sample(self._sets, output.argmax(1).flatten(1), target.flatten(1))
+        by_sample = {f"{name}_by_sample": values.cpu().numpy() for name, values in zip(COUNTS, counts, strict=True)}
+        summed = {f"{name}_hard": by_sample[f"{name}_by_sample"].sum(0) for name in COUNTS}
+        return {"loss": loss.detach().cpu().numpy(), **summed, **by_sample}
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """As nnU-Net, without its warning for groups that had no voxel in the epoch and so no Dice."""
-        with np.errstate(invalid="ignore"):
-            super().on_validation_epoch_end(val_outputs)
-
-    def _with_schemes(self, batch: dict) -> dict[str, Any]:
+    def _with_schemes(self, batch: dict, mirror: bool) -> dict[str, Any]:
         schemes = torch.from_numpy(self.label_sets.scheme_indices(batch["keys"])).to(self.device)
-
-        def encode(target: Tensor) -> Tensor:
-            return self._sets.encode(target.to(self.device, non_blocking=True), schemes)
-
-        target = batch["target"]
-        return {**batch, "target": [encode(t) for t in target] if isinstance(target, list) else encode(target)}
+        data, targets = batch["data"], batch["target"]
+        targets = [t.to(self.device, non_blocking=True) for t in (targets if isinstance(targets, list) else [targets])]
+        if mirror and self._mirror is not None:
+            data, targets = self._mirror(data.to(self.device, non_blocking=True), targets, schemes)
+        targets = [self._sets.encode(target, schemes) for target in targets]
+        return {**batch, "data": data, "target": targets if isinstance(batch["target"], list) else targets[0]}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net, then replaces summary.json by one on decidable groups; nnU-Net's own is kept beside it."""
@@ -141,10 +191,24 @@ class LabelSetSupervision(nnUNetTrainer):
         (folder / "summary.json").replace(folder / "summary_unannotated_as_absent.json")
         references = Path(self.preprocessed_dataset_folder_base) / "gt_segmentations"
         summary = evaluate_folder(
-            self.label_sets, self.do_split()[1], references, folder, self.dataset_json["file_ending"]
+            self.label_sets,
+            self.do_split()[1],
+            references,
+            folder,
+            self.dataset_json["file_ending"],
+            sources=self.source_of_case,
         )
         write_json(folder / "summary.json", summary)
+        self._report_validation(summary)
+
+    def _report_validation(self, summary: dict[str, Any]) -> None:
         self.print_to_log_file("The mean above takes structures a source does not annotate for absent.")
-        for group, metrics in summary["mean"].items():
-            self.print_to_log_file(f"  {group}: Dice {metrics['Dice']:.4f}")
+        for source, found in summary["per_source"].items():
+            self.print_to_log_file(f"Validation on {source}, {found['cases']} cases:")
+            for group, metrics in found["mean"].items():
+                overlap = f"Dice {metrics['Dice']:.4f}, NSD at {summary['nsd_tolerance_mm']:g} mm {metrics['NSD']:.4f}"
+                self.print_to_log_file(
+                    f"  {group}: {overlap if np.isfinite(metrics['Dice']) else 'not present'}, "
+                    f"false positives {metrics['FP_ml']:.1f} ml a case"
+                )
         self.print_to_log_file(f"Mean Dice of decidable groups: {summary['foreground_mean'].get('Dice', np.nan):.4f}")

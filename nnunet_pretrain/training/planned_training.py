@@ -10,7 +10,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_pretrain.planning.settings import PretrainSettings
-from nnunet_pretrain.training.schedule import WarmupPolyLR
+from nnunet_pretrain.training.distributed import rank_seed
+from nnunet_pretrain.training.schedule import WarmupDecayLR
 
 
 class PlannedTraining(nnUNetTrainer):
@@ -34,6 +35,7 @@ class PlannedTraining(nnUNetTrainer):
         self.num_val_iterations_per_epoch = training.num_val_iterations_per_epoch
         self.save_every = training.save_every
         self.oversample_foreground_percent = training.oversample_foreground_percent
+        self.enable_deep_supervision = training.deep_supervision
 
     def initialize(self) -> None:
         """As nnU-Net, with the initial weights drawn from the settings' seed."""
@@ -41,7 +43,7 @@ class PlannedTraining(nnUNetTrainer):
             torch.manual_seed(self.settings.training.seed)
         super().initialize()
 
-    def configure_optimizers(self) -> tuple[Optimizer, WarmupPolyLR]:
+    def configure_optimizers(self) -> tuple[Optimizer, WarmupDecayLR]:
         """Returns the settings' optimiser, and a schedule with warm-up."""
         training = self.settings.training
         parameters = self.network.parameters()
@@ -52,7 +54,7 @@ class PlannedTraining(nnUNetTrainer):
             optimizer = SGD(
                 parameters, lr=self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
             )
-        return optimizer, WarmupPolyLR(optimizer, self.num_epochs, training.warmup_epochs)
+        return optimizer, WarmupDecayLR(optimizer, self.num_epochs, training.warmup_epochs, training.schedule)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
@@ -61,14 +63,14 @@ class PlannedTraining(nnUNetTrainer):
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         chosen = self.settings.training.mirror_axes
         if chosen is None:
-            left_right = self._left_right_axis()
+            left_right = self.left_right_axis()
             chosen = tuple(axis for axis in axes if axis != left_right)
         # nnU-Net's predictor takes the maximum of the axes, which an empty tuple does not have.
         self.inference_allowed_mirroring_axes = chosen or None
         self.print_to_log_file(f"mirror_axes: {self.inference_allowed_mirroring_axes}")
         return rotation, dummy_2d, patch_size, chosen or None
 
-    def _left_right_axis(self) -> int | None:
+    def left_right_axis(self) -> int | None:
         """Returns the axis along which mirroring would swap left and right labels, None if no label has a side."""
         names = {name.lower() for name in self.dataset_json["labels"]}
         if not any("left" in name and name.replace("left", "right") in names for name in names):
@@ -80,5 +82,5 @@ class PlannedTraining(nnUNetTrainer):
     def on_train_start(self) -> None:
         """As nnU-Net; also seeds the sampling of the main process."""
         if self.settings.training.seed is not None:
-            np.random.seed(self.settings.training.seed)
+            np.random.seed(rank_seed(self.settings.training.seed))
         super().on_train_start()

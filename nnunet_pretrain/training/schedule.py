@@ -1,35 +1,47 @@
-"""Learning-rate schedule: linear warm-up, then nnU-Net's polynomial decay."""
+"""Learning-rate schedule: linear warm-up, then nnU-Net's polynomial decay or a half cosine."""
 
 from __future__ import annotations
+
+from math import cos, pi
+from typing import Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupPolyLR(LRScheduler):
+class WarmupDecayLR(LRScheduler):
     """Scales every parameter group's own learning rate, so that ratios between groups hold over the whole run.
 
-    Without warm-up the factor is nnU-Net's (1 - epoch / epochs) ** 0.9.
+    Without warm-up the factor of `poly` is nnU-Net's (1 - epoch / epochs) ** 0.9.
 
     Args:
         optimizer: Its groups' `initial_lr` (or `lr`) is the rate at factor 1.
         num_epochs: Epochs in all.
         warmup_epochs: Epochs over which the factor rises linearly to 1.
-        exponent: Exponent of the decay.
+        decay: `poly`, or `cosine` for (1 + cos(pi * share of epochs)) / 2.
+        exponent: Exponent of `poly`.
     """
 
-    def __init__(self, optimizer: Optimizer, num_epochs: int, warmup_epochs: int = 0, exponent: float = 0.9) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_epochs: int,
+        warmup_epochs: int = 0,
+        decay: Literal["poly", "cosine"] = "poly",
+        exponent: float = 0.9,
+    ) -> None:
         if not 0 <= warmup_epochs < num_epochs:
             raise ValueError(f"warmup_epochs must be less than num_epochs ({num_epochs}), got {warmup_epochs}")
-        self.num_epochs, self.warmup_epochs, self.exponent = num_epochs, warmup_epochs, exponent
+        self.num_epochs, self.warmup_epochs, self.decay, self.exponent = num_epochs, warmup_epochs, decay, exponent
         super().__init__(optimizer)
 
     def factor(self, epoch: int) -> float:
         """Returns what the learning rates are multiplied with in an epoch, counted from 0."""
         if epoch < self.warmup_epochs:
             return (epoch + 1) / (self.warmup_epochs + 1)
-        return (1 - (epoch - self.warmup_epochs) / (self.num_epochs - self.warmup_epochs)) ** self.exponent
+        share = (epoch - self.warmup_epochs) / (self.num_epochs - self.warmup_epochs)
+        return (1 + cos(pi * share)) / 2 if self.decay == "cosine" else (1 - share) ** self.exponent
 
     def get_lr(self) -> list[float | Tensor]:
         """Returns the learning rate of each parameter group in the current epoch."""
