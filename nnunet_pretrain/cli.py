@@ -83,7 +83,14 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("plan", help="fingerprint and plan a merged dataset: writes nnUNetPretrainPlans")
     verb.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    verb.add_argument("--preset", default="default", help="a recipe of plans/ (default: %(default)s)")
+    verb.add_argument(
+        "--preset", default="default", help="a recipe of plans/, or the path of your own .json (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--resampling",
+        choices=("nnunet", "torch"),
+        help="resample images and logits with nnU-Net's default, or its faster torch function (default: the preset's)",
+    )
     _add_processes(verb)
     verb.set_defaults(run=_plan)
 
@@ -93,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("plan_transfer", help="plan a target from a checkpoint: writes nnUNetTransferPlans")
     verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
     verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint (.pth)")
-    verb.add_argument("--preset", default=None, help="a recipe of plans/ (default: the one of the pre-training)")
+    verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
     _add_processes(verb)
     verb.set_defaults(run=_plan_transfer)
 
@@ -205,7 +212,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.files import read_json
     from nnunet_pretrain.planning import PRETRAIN_PLANS, plan
 
-    path = plan(arguments.d, arguments.preset, arguments.np)
+    path = plan(arguments.d, arguments.preset, arguments.np, arguments.resampling)
     print(f"plans written to {path}, with preset {arguments.preset}")
     for name, chosen in read_json(path)["configurations"].items():
         if "patch_size" in chosen:

@@ -100,7 +100,7 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         plans=plans["plans_name"],
         configuration=arguments["configuration"],
         epoch=int(checkpoint.get("current_epoch", 0)),
-        network=configuration.network_arch_class_name,
+        network=configuration.network_arch_init_kwargs.get("network", configuration.network_arch_class_name),
         parameters=count_parameters(checkpoint["network_weights"]),
         spacing_mm=tuple(round(float(s), 4) for s in configuration.spacing),
         patch_size=tuple(int(p) for p in configuration.patch_size),

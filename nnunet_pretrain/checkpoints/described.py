@@ -13,9 +13,8 @@ import torch
 import nnunet_pretrain
 from nnunet_pretrain.checkpoints.durable import DurableTraining
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY, read_checkpoint
+from nnunet_pretrain.conversion.duplicates import FINGERPRINTS
 from nnunet_pretrain.files import read_json, written_atomically
-
-FINGERPRINTS = "fingerprints.json"
 
 
 def versions() -> dict[str, str]:

@@ -35,6 +35,8 @@ class TrainingSettings(BaseModel):
         weight_ce: Weight of the (marginal) cross-entropy.
         weight_dice: Weight of the Dice term.
         oversample_foreground_percent: Share of patches centred on foreground.
+        probabilistic_oversampling: Whether each patch is centred on foreground with that probability, instead of a
+            fixed number of patches of each batch.
         sampling_alpha: A case of a source with n cases is drawn with probability proportional to n ** -sampling_alpha;
             0 draws all cases alike, 1 all sources alike (merged datasets only).
         balance_structures: Whether a foreground patch is centred on rarely annotated structures more often than on
@@ -63,6 +65,7 @@ class TrainingSettings(BaseModel):
     weight_ce: float = Field(default=1.0, ge=0)
     weight_dice: float = Field(default=1.0, ge=0)
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
+    probabilistic_oversampling: bool = False
     sampling_alpha: float = Field(default=0.5, ge=0, le=1)
     balance_structures: bool = True
     mirror_axes: tuple[Literal[0, 1, 2], ...] | None = None

@@ -35,6 +35,7 @@ class PlannedTraining(nnUNetTrainer):
         self.num_val_iterations_per_epoch = training.num_val_iterations_per_epoch
         self.save_every = training.save_every
         self.oversample_foreground_percent = training.oversample_foreground_percent
+        self.probabilistic_oversampling = training.probabilistic_oversampling
         self.enable_deep_supervision = training.deep_supervision
 
     def initialize(self) -> None:

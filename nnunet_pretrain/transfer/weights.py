@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from nnunet_pretrain.networks.adapter import AdaptedNetwork
 
 HEADS = ".seg_layers."
 
@@ -93,7 +95,8 @@ def transfer_weights(
         ValueError: Less than `min_loaded_share` can be loaded; the message names the first mismatches.
     """
     targets = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    entries = tuple(_report(name, tensor, weights) for name, tensor in targets.items())
+    heads = network.head_names() if isinstance(network, AdaptedNetwork) else ()
+    entries = tuple(_report(name, tensor, weights, heads) for name, tensor in targets.items())
     known = set(network.state_dict())
     report = TransferReport(checkpoint, sha256, entries, tuple(sorted(set(weights) - known)))
     if report.loaded_share < min_loaded_share:
@@ -110,9 +113,9 @@ def transfer_weights(
     return report
 
 
-def _report(name: str, tensor: Tensor, weights: Mapping[str, Tensor]) -> TensorReport:
+def _report(name: str, tensor: Tensor, weights: Mapping[str, Tensor], heads: Collection[str]) -> TensorReport:
     shape = tuple(tensor.shape)
-    if HEADS in name:
+    if HEADS in name or name in heads:
         return TensorReport(name, shape, "initialised", "head of the target's own classes")
     if name not in weights:
         return TensorReport(name, shape, "missing", "not in the checkpoint")

@@ -1,0 +1,1 @@
+"""Networks that are not nnU-Net's own, under nnU-Net's calling convention."""
