@@ -1,8 +1,8 @@
 """Times pre-training beside stock nnU-Net training: the loss alone, and the whole training step.
 
 All arms see the same logits, labels, network and batch, in one process and in turns; tables give the least time of each
-and its ratio to the peer. Memory is measured one arm to a process (CPU: growth of the peak resident size; GPU: peak
-allocation) while forward and backward run once.
+and its ratio to ours. Memory is measured one arm to a process, in a second step, beyond what the process then holds
+(CPU, Linux only: peak resident size; GPU: peak allocation).
 
     python benchmarks/pretraining.py [-device cpu|cuda] [--part loss|step] [--repeats N] [--threads N] [--progress FILE]
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -175,9 +174,17 @@ def print_peak(arguments: argparse.Namespace) -> None:
         run()
         print((torch.cuda.max_memory_allocated() - before) / 1e6)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+    before = resident_mb("VmRSS")
+    run()
+    print(resident_mb("VmHWM") - before)
+
+
+def resident_mb(entry: str) -> float:
+    """Returns an entry of this process's memory table, in megabytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(entry))) * 1024 / 1e6
 
 
 def report(part: str, arguments: argparse.Namespace) -> None:

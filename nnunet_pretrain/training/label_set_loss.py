@@ -222,11 +222,13 @@ class LabelSetSums(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _over_processes(value: Tensor) -> Tensor:
-    """Returns a normaliser's mean over all processes, so that averaged gradients are those of the whole batch."""
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
+def _normaliser(number: Tensor, ddp: bool) -> Tensor:
+    """Returns what to divide a sum by; over several processes, so that their mean gradient is the whole batch's."""
+    if not ddp:
+        return number.clamp_min(1)
+    number = number.clone()
+    torch.distributed.all_reduce(number)
+    return number.clamp_min(1) / torch.distributed.get_world_size()
 
 
 class LabelSetLoss(nn.Module):
@@ -275,10 +277,7 @@ class LabelSetLoss(nn.Module):
             z = logits.flatten(2)
             cross_entropy, hit, wrong = LabelSetSums.apply(z, ids, outside, informative, self.compile_it)
             count = torch.zeros_like(hit).scatter_add_(1, ids, hit.new_ones(()).expand_as(ids))
-            number = (count * informative).sum()
-            if self.ddp:
-                number = _over_processes(number)
-            loss = self.weight_ce * cross_entropy.sum() / number.clamp_min(1)
+            loss = self.weight_ce * cross_entropy.sum() / _normaliser((count * informative).sum(), self.ddp)
             if self.weight_dice:
                 false_positive = torch.einsum("btc,bc->bt", sets.member[schemes].to(wrong.dtype), wrong)
                 loss = loss - self.weight_dice * self._mean_dice(hit, false_positive, count, schemes)
@@ -296,7 +295,4 @@ class LabelSetLoss(nn.Module):
                 )
             weight = (weight > 0).to(hit.dtype)
         dice = (2 * intersection + self.smooth) / (total + self.smooth).clamp_min(1e-8)
-        number = weight.sum()
-        if self.ddp and not self.batch_dice:
-            number = _over_processes(number)
-        return (dice * weight).sum() / number.clamp_min(1)
+        return (dice * weight).sum() / _normaliser(weight.sum(), self.ddp and not self.batch_dice)
