@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from nnunet_pretrain.conversion import find_source
 from nnunet_pretrain.labels import LabelSetTable, LabelSpace
 from nnunet_pretrain.labels.structures import ABDOMEN_ATLAS_STRUCTURES, LESIONS
-from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
+from nnunet_pretrain.training.label_set_loss import LabelSetLoss
+from nnunet_pretrain.training.label_sets import LabelSets
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_losses import ClipTemplateLoss, LeafDiceLoss, MarginalizedDiceLoss, MultiTalentLoss

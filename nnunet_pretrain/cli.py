@@ -94,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_processes(verb)
     verb.set_defaults(run=_plan)
 
+    verb = verbs.add_parser("preprocess", help="what nnUNetv2_preprocess does, faster, and resumable")
+    verb.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    verb.add_argument("-p", default="nnUNetPretrainPlans", metavar="PLANS", help="plans (default: %(default)s)")
+    verb.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIG", help="default: 3d_fullres")
+    verb.add_argument("--device", choices=("cuda", "cpu"), help="where torch resamples (default: cuda if there is one)")
+    verb.add_argument("--overwrite", action="store_true", help="make all cases again")
+    _add_processes(verb)
+    verb.set_defaults(run=_preprocess)
+
     verb = verbs.add_parser("env", help='print the export line for eval "$(nnunet_pretrain env)"')
     verb.set_defaults(run=_env)
 
@@ -219,9 +228,15 @@ def _plan(arguments: argparse.Namespace) -> None:
             spacing = [round(mm, 3) for mm in chosen["spacing"]]
             print(f"  {name}: patch {chosen['patch_size']}, batch {chosen['batch_size']}, spacing {spacing} mm")
     print(
-        f"next: nnUNetv2_preprocess -d {arguments.d} -plans_name {PRETRAIN_PLANS} -c 3d_fullres\n"
+        f"next: nnunet_pretrain preprocess -d {arguments.d} -p {PRETRAIN_PLANS} -c 3d_fullres\n"
         f"      nnUNetv2_train {arguments.d} 3d_fullres all -tr nnUNetTrainerPretrain -p {PRETRAIN_PLANS}"
     )
+
+
+def _preprocess(arguments: argparse.Namespace) -> None:
+    from nnunet_pretrain.preprocessing.preprocess import preprocess
+
+    preprocess(arguments.d, arguments.p, arguments.c, arguments.device, arguments.np, arguments.overwrite)
 
 
 def _env(arguments: argparse.Namespace) -> None:
@@ -237,7 +252,7 @@ def _plan_transfer(arguments: argparse.Namespace) -> None:
     transfer, scratch, card = plan_transfer(arguments.d, arguments.c, arguments.preset, arguments.np, print)
     print(f"plans written to {transfer}\ncontrol from scratch: {scratch}")
     print(
-        f"next: nnUNetv2_preprocess -d {arguments.d} -plans_name {TRANSFER_PLANS} -c {card.configuration}\n"
+        f"next: nnunet_pretrain preprocess -d {arguments.d} -p {TRANSFER_PLANS} -c {card.configuration}\n"
         f"      nnUNetv2_train {arguments.d} {card.configuration} 0 -tr nnUNetTrainerTransfer -p {TRANSFER_PLANS}\n"
         f"      (and with -p {SCRATCH_PLANS} for the control)"
     )

@@ -19,7 +19,8 @@ from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.labels import LabelScheme, LabelSetTable, LabelSpace
 from nnunet_pretrain.training.distributed import device_of_process, rank_seed, wrap_for_device
-from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
+from nnunet_pretrain.training.label_set_loss import LabelSetLoss
+from nnunet_pretrain.training.label_sets import LabelSets
 
 SPACE = LabelSpace(name="four", structures=("liver", "liver_tumor", "kidney_left", "kidney_right"))
 COMPLETE = LabelScheme(

@@ -60,6 +60,23 @@ def test_pretraining_ran_under_spawn_and_validated_unseen_cases_on_groups(pretra
     assert "liver+hepatic_vessel" in by_scheme["BTCV"]
     assert not {"colon", "bladder"} & by_scheme["BTCV"]
     assert (validation / "summary_unannotated_as_absent.json").is_file()
+    assert {source: found["cases"] for source, found in summary["per_source"].items()} == dict.fromkeys(by_scheme, 1)
+    for found in summary["per_source"].values():
+        assert all({"Dice", "NSD", "FP_ml"} <= set(metrics) for metrics in found["mean"].values())
+    assert "Validation on KiTS23, 1 cases:" in pretrained.logs["train"]
+
+
+def test_progress_is_told_by_source_and_structure(pretrained):
+    fold = pretrained.model / "fold_all"
+    progress = json.loads((fold / "training_progress.json").read_text(encoding="utf-8"))
+    assert [entry["epoch"] for entry in progress] == [0, 1]
+    assert set(progress[-1]["pseudo_dice"]) == {"BTCV", "KiTS23", "AbdomenAtlas1.1"}
+    assert set(progress[-1]["pseudo_dice"]["KiTS23"]) == {"kidney_left+kidney_right", "kidney_tumor", "kidney_cyst"}
+    assert 1 <= sum(progress[-1]["cases_seen"].values()) <= 3
+    assert (fold / "progress_sources.png").stat().st_size > 10_000
+    patches = [int(n) for n in re.findall(r"(\d+) patches, \d of 1 cases seen so far", pretrained.logs["train"])]
+    assert sum(patches) == 2 * 3 * 2  # epochs, steps, batch
+    assert "Waiting for data" in pretrained.logs["train"]
 
 
 def test_the_card_says_what_the_checkpoint_is(pretrained):
@@ -71,6 +88,12 @@ def test_the_card_says_what_the_checkpoint_is(pretrained):
     assert json.loads(run([script("nnunet_pretrain"), "inspect", pretrained.checkpoint, "--json"], {})) == json.loads(
         json.dumps(card.as_dict())
     )
+    assert card.label_space == "abdomen31"
+    assert card.settings["training"]["num_epochs"] == 2
+    assert card.versions["nnunetv2"].startswith("2.8")
+    assert card.fingerprints == 6
+    assert "kidney_left+kidney_right" in card.pseudo_dice
+    assert set(card.validation["per_source"]) == {"BTCV", "KiTS23", "AbdomenAtlas1.1"}
     text = describe(card)
     assert "KiTS23, 2 cases, licence: CC BY-NC-SA 4.0" in text
     assert "id 3 may be kidney_left, kidney_right" in text
@@ -85,6 +108,23 @@ def test_stock_predict_runs_the_pretrained_checkpoint(pretrained, tmp_path):
     assert prediction.shape == image.shape
     assert np.allclose(prediction.affine, image.affine)
     assert np.asanyarray(prediction.dataobj).max() < DEFAULT_SPACE.ignore_id
+
+
+def test_a_model_zip_is_installed_elsewhere_and_predicts(pretrained, tmp_path):
+    model = ["-d", "900", "-c", "3d_fullres", "-f", "all", "-tr", "nnUNetTrainerPretrain", "-p", "nnUNetPretrainPlans"]
+    zipped = tmp_path / "model.zip"
+    run([script("nnUNetv2_export_model_to_zip"), "-o", zipped, *model], pretrained.environment)
+    elsewhere = {**pretrained.environment, "nnUNet_results": str(tmp_path / "results")}
+    (tmp_path / "results").mkdir()
+    run([script("nnUNetv2_install_pretrained_model_from_zip"), zipped], elsewhere)
+    images, prediction = pretrained.root / "nnUNet_raw/Dataset901_Target/imagesTs", tmp_path / "prediction"
+    command = [script("nnUNetv2_predict"), "-i", images, "-o", prediction, *model, "-device", "cpu"]
+    run([*command, "-npp", "1", "-nps", "1"], elsewhere)
+    assert len(list(prediction.glob("*.nii.gz"))) == 1
+    references = pretrained.root / "nnUNet_raw/Dataset901_Target/labelsTs"
+    evaluate = [script("nnUNetv2_evaluate_folder"), references, prediction, "-np", "1"]
+    run([*evaluate, "-djfile", prediction / "dataset.json", "-pfile", prediction / "plans.json"], elsewhere)
+    assert (prediction / "summary.json").is_file()
 
 
 def test_transfer_plans_keep_the_checkpoints_numbers_and_the_targets_labels(pretrained):

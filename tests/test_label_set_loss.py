@@ -7,8 +7,9 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from nnunet_pretrain.labels import LabelScheme, LabelSetTable, LabelSpace
-from nnunet_pretrain.training.label_set_loss import LabelSetLoss, LabelSets
+from nnunet_pretrain.training.label_set_loss import LabelSetLoss
 from nnunet_pretrain.training.label_set_metrics import counts_of_case
+from nnunet_pretrain.training.label_sets import LabelSets
 
 SPACE = LabelSpace(name="five", structures=("liver", "liver_tumor", "kidney_left", "kidney_right", "kidney_tumor"))
 COMPLETE = LabelScheme(name="complete", sets={i: (name,) for i, name in enumerate(SPACE.names)})

@@ -9,8 +9,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from nnunet_pretrain.labels import LabelScheme, LabelSetTable, LabelSpace
-from nnunet_pretrain.training.label_set_loss import LabelSets
 from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts, hard_counts_by_sample
+from nnunet_pretrain.training.label_sets import LabelSets
 from nnunet_pretrain.training.surface_distance import surface_dice
 
 SPACE = LabelSpace(name="five", structures=("liver", "liver_tumor", "kidney_left", "kidney_right", "kidney_tumor"))

@@ -44,7 +44,7 @@ def test_an_incomplete_or_stale_folder_is_refused(tmp_path):
     check_preprocessed(folder, ["a", "b"], ["a", "b"], "P")
     with pytest.raises(ValueError, match=r"data lacks 1 of 3 cases, such as c; run `nnunet_pretrain preprocess -p P`"):
         check_preprocessed(folder, ["a", "b"], ["a", "b", "c"], "P")
-    with pytest.raises(ValueError, match="holds cases dataset.json does not have: 1 of 1 cases, such as b"):
+    with pytest.raises(ValueError, match=r"holds cases dataset.json does not have: 1 of 1 cases, such as b"):
         check_preprocessed(folder, ["a", "b"], ["a"], "P")
     (folder / "b.pkl").unlink()
     with pytest.raises(ValueError, match="lacks 1 of 2 cases, such as b"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 import subprocess
 from importlib.metadata import version
@@ -70,16 +72,12 @@ class DescribedCheckpoints(DurableTraining):
     def pseudo_dice_by_group(self) -> dict[str, float]:
         """Returns the last epoch's pseudo Dice, group or structure to value; groups without voxels are left out."""
         logged = self.logger.local_logger.my_fantastic_logging["dice_per_class_or_region"]
-        names = self.group_names()
-        return {
-            name: float(value)
-            for name, value in zip(names, logged[-1] if logged else (), strict=False)
-            if value == value
-        }
+        latest = zip(self.group_names(), logged[-1], strict=True) if logged else ()
+        return {name: float(value) for name, value in latest if math.isfinite(value)}
 
     def group_names(self) -> list[str]:
         """Returns what nnU-Net's list of pseudo Dice stands for."""
-        return [name for name, value in self.dataset_json["labels"].items() if name not in ("background", "ignore")]
+        return [name for name in self.dataset_json["labels"] if name not in ("background", "ignore")]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net; then adds the final validation to checkpoint_final.pth."""
@@ -94,6 +92,9 @@ def add_validation(path: Path, summary: dict[str, Any]) -> None:
     """Writes the means of a final validation into a checkpoint's card."""
     checkpoint = read_checkpoint(path)
     card = checkpoint["init_args"].setdefault(EXTRAS_KEY, {}).setdefault("card", {})
-    card["validation"] = {key: value for key, value in summary.items() if key != "metric_per_case"}
+    means = {key: value for key, value in summary.items() if key != "metric_per_case"}
+    if json.dumps(card.get("validation")) == json.dumps(means):
+        return  # a transfer planned from this file names its checksum
+    card["validation"] = means
     with written_atomically(path) as temporary:
         torch.save(checkpoint, temporary)

@@ -33,7 +33,7 @@ from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nnunet_pretrain.labels import LabelSetTable
+from nnunet_pretrain.training.label_sets import LabelSets
 
 # Added to the logit of a structure that is not allowed when the largest one of a label set is sought.
 FORBIDDEN = -1e30
@@ -43,50 +43,6 @@ LOWEST = -80.0
 CHUNK = {"cpu": 2**18, "cuda": 2**26}
 
 Dense = Callable[..., Any]
-
-
-class LabelSets(nn.Module):
-    """A label-set table as tensors that move with the trainer's device."""
-
-    member: Tensor
-    outside: Tensor
-    informative: Tensor
-    decidable: Tensor
-    group_of_id: Tensor
-
-    def __init__(self, table: LabelSetTable) -> None:
-        super().__init__()
-        self.num_ids = table.num_ids
-        self.num_groups = len(table.groups)
-        self.register_buffer("member", torch.from_numpy(table.member))
-        self.register_buffer("outside", (~self.member).transpose(1, 2).float().contiguous())
-        self.register_buffer("informative", ~self.member.all(2))
-        self.register_buffer("decidable", torch.from_numpy(table.decidable))
-        self.register_buffer("group_of_id", torch.from_numpy(table.group_of_id))
-
-    def encode(self, target_B1XYZ: Tensor, schemes_B: Tensor) -> Tensor:
-        """Turns stored ids into rows of the table.
-
-        Args:
-            target_B1XYZ: Stored ids, shape (B, 1, X, Y, Z) or any number of spatial axes.
-            schemes_B: Scheme index of each sample.
-
-        Returns:
-            Rows of the same shape: scheme index * `num_ids` + stored id.
-        """
-        offset = (schemes_B * self.num_ids).to(target_B1XYZ.device)
-        return target_B1XYZ.long() + offset.view(-1, *[1] * (target_B1XYZ.ndim - 1))
-
-    def decode(self, rows_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the stored ids (B, V) and the scheme index of each sample (B,)."""
-        schemes = rows_BV[:, 0] // self.num_ids
-        return rows_BV - (schemes * self.num_ids)[:, None], schemes
-
-    def per_group(self, values_BT: Tensor, schemes_B: Tensor) -> Tensor:
-        """Sums a quantity of the batch's decidable ids by group, shape (G,)."""
-        group = self.group_of_id[schemes_B]
-        values = values_BT.where(self.decidable[schemes_B], 0)
-        return values.new_zeros(self.num_groups).index_add(0, group.clamp_min(0).flatten(), values.flatten())
 
 
 def dense_forward(z_BCV: Tensor, ids_BV: Tensor, outside_BCT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +64,7 @@ def dense_forward(z_BCV: Tensor, ids_BV: Tensor, outside_BCT: Tensor) -> tuple[T
     e_outside = outside.mul_(e)
     log_set = e.sub_(e_outside).sum(1).log_().add_(top_set)
     log_all = torch.logaddexp(log_set, e_outside.sum(1).log_().add_(top))
-    wrong = (e_outside @ top.sub_(log_all).exp_()[:, :, None])[:, :, 0]
-    return log_all, log_set, wrong
+    return log_all, log_set, _product_sum(e_outside, top.sub_(log_all).exp_()[:, None], 2)
 
 
 def dense_backward(
@@ -135,7 +90,7 @@ def dense_backward(
     outside = outside_BCT.gather(2, ids_BV[:, None].expand(-1, z_BCV.shape[1], -1))
     # Inside the set p_s / sum_S p, outside p_s: neither underflows before it stops to matter.
     e = _exponential(z_BCV, outside, log_set_BV, log_all_BV)
-    common = (grad_wrong_BC[:, None] @ (e * outside))[:, 0].add_(grad_mass_BV)
+    common = _product_sum(e * outside, grad_wrong_BC[:, :, None], 1).add_(grad_mass_BV)
     within = grad_mass_BV - (log_set_BV - log_all_BV).exp_().mul_(common)
     factor = torch.sub(grad_wrong_BC[:, :, None], common.add_(within)[:, None]).mul_(outside).add_(within[:, None])
     return e.mul_(factor)
@@ -145,6 +100,13 @@ def _exponential(z_BCV: Tensor, outside_BCV: Tensor, shift_set_BV: Tensor, shift
     """exp(z - shift), with a shift of its own for the structures in the voxel's label set."""
     shift = torch.addcmul(shift_set_BV[:, None], outside_BCV, (shift_BV - shift_set_BV)[:, None])
     return torch.sub(z_BCV, shift).clamp_min_(LOWEST).exp_()
+
+
+def _product_sum(a_BCV: Tensor, b: Tensor, axis: int) -> Tensor:
+    """Sums a * b over channels (axis 1, b of shape (B, C, 1)) or voxels (axis 2, b of shape (B, 1, V))."""
+    if torch.compiler.is_compiling():  # becomes part of a kernel, where a matrix product would need `a` in memory
+        return (a_BCV * b).sum(axis)
+    return (a_BCV @ b.mT)[:, :, 0] if axis == 2 else (b.mT @ a_BCV)[:, 0]
 
 
 @cache

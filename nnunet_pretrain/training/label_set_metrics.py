@@ -21,7 +21,7 @@ from torch import Tensor
 from nnunet_pretrain.conversion.engine import run_all
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.training.case_metrics import CaseFiles, counts_per_id, evaluate_case
-from nnunet_pretrain.training.label_set_loss import LabelSets
+from nnunet_pretrain.training.label_sets import LabelSets
 
 Counts = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
