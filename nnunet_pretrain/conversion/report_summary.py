@@ -41,7 +41,7 @@ def add_summary(report: Report, merged: Merged, unusual: Sequence[Outlier]) -> N
                 else []
             ),
             f"nnunet_pretrain plan -d {number} --preset resenc_m -np 8",
-            f"nnUNetv2_preprocess -d {number} -plans_name nnUNetPretrainPlans -c 3d_fullres -np 8",
+            f"nnunet_pretrain preprocess -d {number} -p nnUNetPretrainPlans -c 3d_fullres -np 8",
             f"nnUNetv2_train {number} 3d_fullres all -tr nnUNetTrainerPretrain -p nnUNetPretrainPlans",
         ]
     )

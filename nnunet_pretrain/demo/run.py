@@ -165,8 +165,9 @@ def _predict_real(workflow: Workflow, work: Workspace, image: Path, device: str)
 
 
 def _preprocess(workflow: Workflow, dataset: str, plans: str) -> None:
-    model = ("-d", dataset_id(dataset), "-plans_name", plans, "-c", CONFIGURATION)
-    workflow.run(["nnUNetv2_preprocess", *model, "-np", "2"])
+    workflow.run(
+        ["nnunet_pretrain", "preprocess", "-d", dataset_id(dataset), "-p", plans, "-c", CONFIGURATION, "-np", "2"]
+    )
 
 
 def _train(workflow: Workflow, work: Workspace, dataset: str, run: tuple[str, str], fold: str, device: str) -> None:
