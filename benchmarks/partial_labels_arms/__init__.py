@@ -1,0 +1,1 @@
+"""Parts of the partial-label benchmark: arms, data, and one run."""

@@ -1,0 +1,1 @@
+"""One trainer per arm of the partial-label benchmark; `nnUNet_extTrainer` names this folder. Nothing is pickled."""
