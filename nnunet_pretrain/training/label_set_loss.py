@@ -40,7 +40,7 @@ FORBIDDEN = -1e30
 # Lowest argument of an exponential beside one of 0. CPUs are slow where exp underflows, and exp(-80) counts as nothing.
 LOWEST = -80.0
 # Logits worked on at once outside torch.compile: what fits a CPU's cache, and what keeps a GPU busy.
-CHUNK = {"cpu": 2**18, "cuda": 2**26}
+CHUNK = {"cpu": 2**19, "cuda": 2**26}
 
 Dense = Callable[..., Any]
 
