@@ -252,3 +252,18 @@ def test_the_cost_does_not_depend_on_the_number_of_sources():
             LabelSetLoss(sets, batch_dice=False)(logits, rows).backward()
         counts.append((flops.get_total_flops(), kept))
     assert counts[0] == counts[1]
+
+
+def test_the_whole_loss_runs_inside_torch_compile():
+    logits, target = example([2, 3], seed=10, dtype=torch.float32)
+    sets = LabelSets(TABLE)
+    rows = sets.encode(target, torch.tensor([2, 3]))
+    loss = LabelSetLoss(sets, batch_dice=True)
+    found = []
+    for function in (loss, torch.compile(loss, backend="aot_eager")):
+        logits.grad = None
+        value = function(logits, rows)
+        value.backward()
+        found.append((value.item(), logits.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1])

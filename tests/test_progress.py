@@ -96,3 +96,14 @@ def test_forty_groups_look_different():
     styles = group_styles([str(i) for i in range(40)])
     assert len({(tuple(style["color"]), style["linestyle"]) for style in styles}) == 40
     assert styles[:7] == group_styles(list("abcdefg"))
+
+
+def test_styles_left_behind_by_nnunets_figure_do_not_show(tmp_path):
+    import matplotlib as mpl
+
+    entries = epochs([{"A": {"liver": 0.5, "spleen": 0.0}}] * 3)
+    plot_progress(tmp_path / "plain.png", entries)
+    with mpl.rc_context({"axes.grid": True, "axes.facecolor": "red", "font.size": 30}):
+        plot_progress(tmp_path / "styled.png", entries)
+        assert mpl.rcParams["font.size"] == 30
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()

@@ -66,6 +66,7 @@ def write_progress_json(path: Path, entries: Sequence[EpochProgress]) -> None:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
+@mpl.rc_context(mpl.rcParamsDefault)  # nnU-Net's own figure leaves seaborn's grids and sizes behind
 def plot_progress(
     path: Path,
     entries: Sequence[EpochProgress],
