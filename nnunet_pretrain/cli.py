@@ -220,10 +220,12 @@ def _duplicates(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.files import read_json
     from nnunet_pretrain.planning import PRETRAIN_PLANS, plan
+    from nnunet_pretrain.planning.resampling import resampling_of
 
     path = plan(arguments.d, arguments.preset, arguments.np, arguments.resampling)
-    print(f"plans written to {path}, with preset {arguments.preset}")
-    for name, chosen in read_json(path)["configurations"].items():
+    plans = read_json(path)
+    print(f"plans written to {path}, with preset {arguments.preset} and {resampling_of(plans)} resampling")
+    for name, chosen in plans["configurations"].items():
         if "patch_size" in chosen:
             spacing = [round(mm, 3) for mm in chosen["spacing"]]
             print(f"  {name}: patch {chosen['patch_size']}, batch {chosen['batch_size']}, spacing {spacing} mm")

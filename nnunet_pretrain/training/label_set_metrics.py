@@ -23,6 +23,9 @@ from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.training.case_metrics import CaseFiles, counts_per_id, evaluate_case
 from nnunet_pretrain.training.label_sets import LabelSets
 
+COUNTS = ("tp", "fp", "fn")
+"""Names of what `hard_counts` returns, in its order."""
+
 Counts = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 

@@ -20,13 +20,12 @@ from nnunet_pretrain.files import write_json
 from nnunet_pretrain.labels import DUPLICATES_KEY, LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss
-from nnunet_pretrain.training.label_set_metrics import evaluate_folder, hard_counts_by_sample
+from nnunet_pretrain.training.label_set_metrics import COUNTS, evaluate_folder, hard_counts_by_sample
 from nnunet_pretrain.training.label_sets import LabelSets
 from nnunet_pretrain.training.mirroring import MirrorLeftRight
 from nnunet_pretrain.training.preflight import check_dataset, check_preprocessed, check_stored_ids
 
 MAX_SCHEMES_IN_LOG = 20
-COUNTS = ("tp", "fp", "fn")
 
 
 def hold_out(

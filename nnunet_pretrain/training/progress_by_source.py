@@ -15,11 +15,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from nnunet_pretrain.labels import LabelSetTable
+from nnunet_pretrain.training.label_set_metrics import COUNTS
 from nnunet_pretrain.training.progress import EpochProgress, plot_progress, write_progress_json
 
 PROGRESS_FIGURE = "progress_sources.png"
 PROGRESS_JSON = "training_progress.json"
-COUNTS = ("tp", "fp", "fn")
 
 
 class ProgressBySource(nnUNetTrainer):
