@@ -44,11 +44,8 @@ def _split(rows: Tensor, num_ids: int) -> tuple[Tensor, Tensor]:
     return rows % num_ids, rows.flatten(1)[:, 0] // num_ids
 
 
-class MultiTalentLoss(nn.Module):
-    """Cross-entropy and batch Dice of one sigmoid per class, over the classes valid in each case.
-
-    The cross-entropy is the mean over voxels, summed over cases and valid classes. The Dice has no smoothing and is
-    summed over classes, so a class without a voxel in the batch has none. Background's channel has no gradient.
+class SigmoidLoss(nn.Module):
+    """What losses with one sigmoid per class share: which classes are valid in each case.
 
     Args:
         table: The dataset's label sets.
@@ -60,6 +57,17 @@ class MultiTalentLoss(nn.Module):
         super().__init__()
         self.num_ids = table.num_ids
         self.register_buffer("valid", valid_classes(table))
+
+
+class MultiTalentLoss(SigmoidLoss):
+    """Cross-entropy and batch Dice of one sigmoid per class, over the classes valid in each case.
+
+    The cross-entropy is the mean over voxels, summed over cases and valid classes. The Dice has no smoothing and is
+    summed over classes, so a class without a voxel in the batch has none. Background's channel has no gradient.
+
+    Args:
+        table: The dataset's label sets.
+    """
 
     def forward(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Computes the loss: summed cross-entropy minus summed Dice."""
@@ -85,7 +93,7 @@ class MultiTalentLoss(nn.Module):
             return cross_entropy - dice.sum()
 
 
-class ClipTemplateLoss(nn.Module):
+class ClipTemplateLoss(SigmoidLoss):
     """Cross-entropy and Dice of one sigmoid per class, over the classes in each case's template.
 
     Both are means over pairs of case and class. As in the authors' code the Dice is taken slice by slice along the
@@ -94,13 +102,6 @@ class ClipTemplateLoss(nn.Module):
     Args:
         table: The dataset's label sets.
     """
-
-    valid: Tensor
-
-    def __init__(self, table: LabelSetTable) -> None:
-        super().__init__()
-        self.num_ids = table.num_ids
-        self.register_buffer("valid", valid_classes(table))
 
     def forward(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Computes the loss: mean cross-entropy plus mean of 1 - Dice; 0 without any class."""

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nnunet_pretrain.labels import LabelScheme, LabelSetTable, LabelSpace
-from nnunet_pretrain.training.mirroring import MirrorLeftRight, mirrored_ids, mirrored_name
+from nnunet_pretrain.labels.structures import mirrored_name
+from nnunet_pretrain.training.mirroring import MirrorLeftRight, mirrored_ids
 
 SPACE = LabelSpace(name="test", structures=("kidney_left", "kidney_right", "liver"))
 BOTH = LabelScheme(name="both", sets={0: ("background",), 1: ("kidney_left",), 2: ("kidney_right",), 3: ("liver",)})

@@ -23,6 +23,7 @@ from torch import distributed as dist
 
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY, read_checkpoint
 from nnunet_pretrain.files import written_atomically
+from nnunet_pretrain.labels import SCHEMES_KEY
 
 LATEST = "checkpoint_latest.pth"
 
@@ -217,15 +218,22 @@ class DurableTraining(nnUNetTrainer):
             else read_checkpoint(Path(filename_or_checkpoint))
         )
         self.check_continues(checkpoint, str(filename_or_checkpoint)[:300])
-        resume = checkpoint["init_args"].get(EXTRAS_KEY, {}).get("resume")
         super().load_checkpoint(filename_or_checkpoint)
         logged = self.logger.local_logger.my_fantastic_logging
         for values in logged.values():
             del values[self.current_epoch :]  # a begun epoch is logged anew
         finite = [value for value in logged["ema_fg_dice"] if np.isfinite(value)]
         self._best_ema = max(finite, default=None)  # "latest" is written before the epoch is known to be the best
-        if resume is not None and self.current_epoch < self.num_epochs:
-            self._restored = resume
+        self.restore_extras(checkpoint["init_args"].get(EXTRAS_KEY, {}))
+
+    def restore_extras(self, extras: Mapping[str, Any]) -> None:
+        """Takes back what `checkpoint_extras` stored, after nnU-Net's own entries; other parts take theirs.
+
+        Args:
+            extras: What the checkpoint holds; empty for a checkpoint of another trainer.
+        """
+        if "resume" in extras and self.current_epoch < self.num_epochs:
+            self._restored = extras["resume"]
 
     def check_continues(self, checkpoint: Mapping[str, Any], where: str) -> None:
         """Refuses a checkpoint that is not of this run.
@@ -234,7 +242,7 @@ class DurableTraining(nnUNetTrainer):
             ValueError: Its labels or label schemes differ from the dataset's.
         """
         then, now = checkpoint["init_args"]["dataset_json"], self.dataset_json
-        for key in ("labels", "label_schemes"):
+        for key in ("labels", SCHEMES_KEY):
             if then.get(key) != now.get(key):
                 raise ValueError(
                     f"{where} was trained with other {key.replace('_', ' ')}: it has {_short(then.get(key))}, the "

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from nnunet_pretrain.conversion.volume import Grid
 from nnunet_pretrain.labels import LabelSpace
-from nnunet_pretrain.labels.structures import GROUPS, PAIRED
+from nnunet_pretrain.labels.structures import GROUPS, PAIRED, mirrored_name
 
 SOFT_ORGANS = ("liver", "spleen", "kidney_left", "kidney_right", "pancreas")
 USUAL_ORGAN_HU = (0.0, 250.0)
@@ -144,7 +144,7 @@ def _single_id(structure: str, sets: Mapping[int, tuple[str, ...]], space: Label
     """Returns a structure's id unless voxels of it may also be the other side."""
     if structure not in space.structures:
         return None
-    other = structure.replace("left", "right") if "left" in structure else structure.replace("right", "left")
+    other = mirrored_name(structure)
     stored_id = space.id_of(structure)
     found = sets.get(stored_id)
     return None if found is None or (other != structure and other in found) else stored_id

@@ -95,3 +95,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 PAIRED = ("kidney", "adrenal_gland", "lung", "femur")
 """Groups of a left and a right structure, in this order in `GROUPS`."""
+
+
+def mirrored_name(name: str) -> str:
+    """Returns the structure on the other side, or the same if the name has no side."""
+    sides = {"left": "right", "right": "left"}
+    return "_".join(sides.get(part, part) for part in name.split("_"))

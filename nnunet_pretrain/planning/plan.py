@@ -6,12 +6,13 @@ wrote. The plans name only preprocessors, resamplers and label managers of nnU-N
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnunet_pretrain.conversion.duplicates import FINGERPRINTS
-from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.files import read_json, write_json, written_atomically
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.networks.adapter import AdaptedNetwork
@@ -108,7 +109,8 @@ def _hand_on_fingerprints(name: str) -> None:
     """Puts the images' content fingerprints where training finds them, which keeps them in its checkpoints."""
     made = nnunet_folder("nnUNet_raw") / name / FINGERPRINTS
     if made.is_file():
-        write_json(nnunet_folder("nnUNet_preprocessed") / name / FINGERPRINTS, read_json(made))
+        with written_atomically(nnunet_folder("nnUNet_preprocessed") / name / FINGERPRINTS) as temporary:
+            shutil.copyfile(made, temporary)
 
 
 def _cases_in(folds: list[dict[str, list[str]]]) -> set[str]:

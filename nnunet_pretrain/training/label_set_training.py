@@ -28,6 +28,11 @@ from nnunet_pretrain.training.preflight import check_dataset, check_preprocessed
 MAX_SCHEMES_IN_LOG = 20
 
 
+def source_of(entry: Mapping[str, str]) -> str:
+    """Returns the source of a case from its entry in dataset.json."""
+    return entry.get("source", entry["scheme"])
+
+
 def hold_out(
     cases: Sequence[str], entries: Mapping[str, Any], share: float, duplicates: Sequence[Sequence[str]] = ()
 ) -> tuple[list[str], list[str]]:
@@ -44,7 +49,7 @@ def hold_out(
     """
     by_source: dict[str, list[str]] = {}
     for case in cases:
-        by_source.setdefault(entries[case].get("source", entries[case]["scheme"]), []).append(case)
+        by_source.setdefault(source_of(entries[case]), []).append(case)
     held_out: set[str] = set()
     for members in by_source.values():
         number = max(1, round(share * len(members))) if share and len(members) > 1 else 0
@@ -70,8 +75,7 @@ class LabelSetSupervision(nnUNetTrainer):
     @cached_property
     def source_of_case(self) -> dict[str, str]:
         """Source of each case."""
-        entries = self.dataset_json["dataset"].items()
-        return {case: entry.get("source", entry["scheme"]) for case, entry in entries}
+        return {case: source_of(entry) for case, entry in self.dataset_json["dataset"].items()}
 
     @cached_property
     def _sets(self) -> LabelSets:

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_pretrain.labels import LabelSetTable
-
-
-def mirrored_name(name: str) -> str:
-    """Returns the structure on the other side, or the same if the name has no side."""
-    sides = {"left": "right", "right": "left"}
-    return "_".join(sides.get(part, part) for part in name.split("_"))
+from nnunet_pretrain.labels.structures import mirrored_name
 
 
 def mirrored_ids(table: LabelSetTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

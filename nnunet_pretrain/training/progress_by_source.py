@@ -148,8 +148,8 @@ class ProgressBySource(nnUNetTrainer):
         extras = super().checkpoint_extras()
         return {**extras, "progress": {"epochs": self.progress, "seen": sorted(self.seen)}}
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As nnU-Net; the progress goes on where it was."""
-        super().load_checkpoint(filename_or_checkpoint)
-        stored = self.my_init_kwargs.get("nnunet_pretrain", {}).get("progress", {"epochs": [], "seen": []})
+    def restore_extras(self, extras: Mapping[str, Any]) -> None:
+        """As the other parts; the progress goes on where it was."""
+        super().restore_extras(extras)
+        stored = extras.get("progress", {"epochs": [], "seen": []})
         self.progress, self.seen = list(stored["epochs"])[: self.current_epoch], set(stored["seen"])
