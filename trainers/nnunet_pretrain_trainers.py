@@ -6,6 +6,7 @@ from nnunet_pretrain.training.label_set_training import LabelSetSupervision
 from nnunet_pretrain.training.planned_training import PlannedTraining
 from nnunet_pretrain.training.progress_by_source import ProgressBySource
 from nnunet_pretrain.training.sampling import BalancedSampling
+from nnunet_pretrain.transfer.fine_tuning import FineTunedTraining
 from nnunet_pretrain.transfer.transferred_weights import TransferredWeights
 
 
@@ -20,5 +21,7 @@ class nnUNetTrainerPretrain(
     """Supervised pre-training on a merged, partially labelled dataset (`nnunet_pretrain merge` and `plan`)."""
 
 
-class nnUNetTrainerTransfer(DescribedCheckpoints, TransferredWeights, DistributedTraining, PlannedTraining):
+class nnUNetTrainerTransfer(
+    DescribedCheckpoints, TransferredWeights, DistributedTraining, FineTunedTraining, PlannedTraining
+):
     """Training on a target dataset from a pre-trained checkpoint (`nnunet_pretrain plan_transfer`)."""

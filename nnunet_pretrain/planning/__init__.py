@@ -7,9 +7,12 @@ from nnunet_pretrain.planning.settings import (
     SCRATCH_PLANS,
     SETTINGS_KEY,
     TRANSFER_PLANS,
+    FineTuning,
+    Fold,
     PretrainSettings,
     TrainingSettings,
     TransferSettings,
+    transfer_plans_names,
 )
 
 __all__ = [
@@ -17,6 +20,8 @@ __all__ = [
     "SCRATCH_PLANS",
     "SETTINGS_KEY",
     "TRANSFER_PLANS",
+    "FineTuning",
+    "Fold",
     "Preset",
     "PretrainSettings",
     "TrainingSettings",
@@ -24,4 +29,5 @@ __all__ = [
     "load_preset",
     "plan",
     "preset_names",
+    "transfer_plans_names",
 ]

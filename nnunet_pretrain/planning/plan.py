@@ -49,23 +49,14 @@ def plan(
     path = nnunet_folder("nnUNet_preprocessed") / name / f"{PRETRAIN_PLANS}.json"
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
     LabelSetTable.from_dataset_json(dataset_json)
-    planner = _planner_class(chosen.planner)
-    windows = _windows(dataset_json, chosen.window_hu)
+    _planner_class(chosen.planner)
+    _windows(dataset_json, chosen.window_hu)
     if chosen.architecture is not None:
         _try_architecture(chosen, chosen.architecture, dataset_json)
     extract_fingerprint(name, num_processes)
     _hand_on_folds(name)
     _hand_on_fingerprints(name)
-    # nnU-Net keeps configurations of an older plans file of the same name; ours must be what the preset says.
-    path.unlink(missing_ok=True)
-    plans = _stock_plans(name, planner, chosen)
-    try:
-        _apply(chosen, plans)
-    except ValueError:
-        path.unlink()  # nnU-Net's own, which are not what the preset asks for
-        raise
-    for channel, window in windows.items():
-        plans["foreground_intensity_properties_per_channel"][channel].update(window)
+    plans = planned_by_preset(name, chosen, PRETRAIN_PLANS)
     if (resampling or chosen.resampling) == "torch":
         plans = use_torch_resampling(plans)
     recorded = str(preset_file(preset)) if preset.endswith(".json") else preset
@@ -74,13 +65,43 @@ def plan(
     return path
 
 
-def _apply(preset: Preset, plans: dict[str, Any]) -> None:
+def planned_by_preset(name: str, preset: Preset, plans_name: str) -> dict[str, Any]:
+    """Lets a stock planner plan a dataset whose fingerprint is extracted, and changes that to what a preset says.
+
+    Args:
+        name: Dataset.
+        preset: The recipe.
+        plans_name: Name of the plans; nnU-Net writes its own under it, which the caller replaces.
+
+    Returns:
+        The plans.
+
+    Raises:
+        ValueError: The preset does not fit the dataset; no plans of that name are left.
+    """
+    path = nnunet_folder("nnUNet_preprocessed") / name / f"{plans_name}.json"
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
+    windows = _windows(dataset_json, preset.window_hu)
+    # nnU-Net keeps configurations of an older plans file of the same name; ours must be what the preset says.
+    path.unlink(missing_ok=True)
+    plans = _stock_plans(name, preset, plans_name)
+    try:
+        _apply(preset, plans, plans_name)
+    except ValueError:
+        path.unlink()  # nnU-Net's own, which are not what the preset asks for
+        raise
+    for channel, window in windows.items():
+        plans["foreground_intensity_properties_per_channel"][channel].update(window)
+    return plans
+
+
+def _apply(preset: Preset, plans: dict[str, Any], plans_name: str) -> None:
     """Changes a stock planner's plans to what a preset says of data and network."""
     configurations = plans["configurations"]
     for name, configuration in configurations.items():
         if "data_identifier" in configuration:
             # Some planners share the data of nnUNetPlans, which may have been made with another spacing.
-            configuration["data_identifier"] = f"{PRETRAIN_PLANS}_{name}"
+            configuration["data_identifier"] = f"{plans_name}_{name}"
     if not (preset.spacing_mm or preset.network or preset.architecture):
         return
     if "3d_fullres" not in configurations:
@@ -135,15 +156,15 @@ def _planner_class(planner: str) -> type:
     return planner_class
 
 
-def _stock_plans(name: str, planner: type, preset: Preset) -> dict[str, Any]:
+def _stock_plans(name: str, preset: Preset, plans_name: str) -> dict[str, Any]:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     plans, _ = plan_experiment_dataset(
         name,
-        planner,
+        _planner_class(preset.planner),
         preset.gpu_memory_gb,
         overwrite_target_spacing=preset.spacing_mm,
-        overwrite_plans_name=PRETRAIN_PLANS,
+        overwrite_plans_name=plans_name,
     )
     return plans
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, field
 from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.planning.resampling import Resampling
-from nnunet_pretrain.planning.settings import TrainingSettings
+from nnunet_pretrain.planning.settings import FineTuning, TrainingSettings
 from nnunet_pretrain.validation import validated
 
 
@@ -91,6 +91,7 @@ class Preset(BaseModel):
         resampling: nnU-Net's default resampler for images and logits, or its faster torch one.
         training: How to pre-train.
         transfer: How to train on the target.
+        fine_tuning: What is frozen on the target, and how fast each part learns.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,6 +106,7 @@ class Preset(BaseModel):
     resampling: Resampling = "nnunet"
     training: TrainingSettings = TrainingSettings()
     transfer: TrainingSettings = TrainingSettings(initial_lr=1e-3, warmup_epochs=10)
+    fine_tuning: FineTuning = FineTuning()
 
     @field_validator("spacing_mm")
     @classmethod

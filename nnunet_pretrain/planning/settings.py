@@ -18,6 +18,11 @@ TRANSFER_PLANS = "nnUNetTransferPlans"
 SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
 
 
+def transfer_plans_names(name: str) -> tuple[str, str]:
+    """Returns the names of a transfer's plans and of its control's, from the name the user chose for the transfer."""
+    return f"{TRANSFER_PLANS}_{name}", f"{TRANSFER_PLANS}_{name}__scratch"
+
+
 class TrainingSettings(BaseModel):
     """How to train. The defaults are nnU-Net's own numbers; patch and batch stand in the plans' configurations.
 
@@ -74,20 +79,68 @@ class TrainingSettings(BaseModel):
     val_share: float = Field(default=0.02, ge=0, lt=1)
 
 
+class FineTuning(BaseModel):
+    """How a transferred network is trained differently from a new one; the control from scratch leaves all of it out.
+
+    The factors multiply the schedule's learning rate and hold over the whole run.
+
+    Attributes:
+        heads_only_epochs: Epochs at the start in which only the heads learn; everything else is frozen.
+        freeze_encoder: Whether the encoder never learns.
+        encoder_lr_factor: Factor for the encoder.
+        decoder_lr_factor: Factor for the decoder.
+        heads_lr_factor: Factor for the heads.
+        layer_decay: Factor per layer, counted from the heads down to the stem; 1 treats all layers alike.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads_only_epochs: int = Field(default=0, ge=0)
+    freeze_encoder: bool = False
+    encoder_lr_factor: float = Field(default=1.0, gt=0)
+    decoder_lr_factor: float = Field(default=1.0, gt=0)
+    heads_lr_factor: float = Field(default=1.0, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+
+
 class TransferSettings(BaseModel):
-    """Where a transfer starts from.
+    """Where a transfer starts from, and what it takes.
 
     Attributes:
         checkpoint: Path of the pre-trained checkpoint, or None for the control from scratch.
         sha256: Checksum of that file when the transfer was planned.
-        min_loaded_share: Smallest share of the parameters outside the heads that must be loaded.
+        parts: `all`, or `encoder` to leave decoder and heads to the seed.
+        heads: Output of the target to the pre-trained structures whose rows it starts from; an output that is not
+            named, or has none, is initialised.
+        allow_partial: Whether to go on when a part gets less than `min_loaded_share`.
+        allow_width: Whether layers of another width take the channels both have.
+        min_loaded_share: Smallest share of encoder and of decoder: of the target's values that come from the
+            checkpoint, or of the checkpoint's values that found a place, whichever is larger.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str | None = None
     sha256: str | None = None
+    parts: Literal["all", "encoder"] = "all"
+    heads: dict[str, tuple[str, ...]] = {}
+    allow_partial: bool = False
+    allow_width: bool = False
     min_loaded_share: float = Field(default=0.9, gt=0, le=1)
+
+
+class Fold(BaseModel):
+    """Training and validation cases of one fold.
+
+    Attributes:
+        train: Cases to train on.
+        val: Cases held out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: tuple[str, ...] = Field(min_length=1)
+    val: tuple[str, ...]
 
 
 class PretrainSettings(BaseModel):
@@ -96,14 +149,18 @@ class PretrainSettings(BaseModel):
     Attributes:
         preset: Preset the plans were made with.
         training: How to train.
+        fine_tuning: How a transferred network is trained differently.
         transfer: Where to start from; only in transfer plans.
+        folds: Folds that replace those of splits_final.json for these plans only, or None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "default"
     training: TrainingSettings = TrainingSettings()
+    fine_tuning: FineTuning = FineTuning()
     transfer: TransferSettings | None = None
+    folds: tuple[Fold, ...] | None = None
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any]) -> PretrainSettings:

@@ -47,15 +47,43 @@ class PlannedTraining(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[Optimizer, WarmupDecayLR]:
         """Returns the settings' optimiser, and a schedule with warm-up."""
         training = self.settings.training
-        parameters = self.network.parameters()
+        groups = self.parameter_groups()
         optimizer: Optimizer
         if training.optimizer == "AdamW":
-            optimizer = AdamW(parameters, lr=self.initial_lr, weight_decay=self.weight_decay)
+            optimizer = AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         else:
-            optimizer = SGD(
-                parameters, lr=self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            optimizer = SGD(groups, lr=self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
+        return optimizer, WarmupDecayLR(
+            optimizer, self.num_epochs, training.warmup_epochs, training.schedule, before=self.heads_only_epochs()
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the optimiser's groups; other parts give some weights a learning rate of their own."""
+        return [{"params": list(self.network.parameters())}]
+
+    def heads_only_epochs(self) -> int:
+        """Returns how many epochs come before the warm-up; other parts may train only the heads in them."""
+        return 0
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """As nnU-Net, with the settings' folds in place of splits_final.json if they name some.
+
+        Raises:
+            ValueError: There are fewer folds than asked for.
+        """
+        folds = self.settings.folds
+        if folds is None or self.fold == "all":
+            return super().do_split()
+        if int(self.fold) >= len(folds):
+            raise ValueError(
+                f"plans '{self.plans_manager.plans_name}' have {len(folds)} folds of their own, but fold {self.fold} "
+                f"was asked for; choose one of 0 to {len(folds) - 1}"
             )
-        return optimizer, WarmupDecayLR(optimizer, self.num_epochs, training.warmup_epochs, training.schedule)
+        chosen = folds[int(self.fold)]
+        self.print_to_log_file(
+            f"Fold {self.fold} of the plans: {len(chosen.train)} to train, {len(chosen.val)} held out."
+        )
+        return list(chosen.train), list(chosen.val)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,

@@ -21,6 +21,7 @@ class WarmupDecayLR(LRScheduler):
         warmup_epochs: Epochs over which the factor rises linearly to 1.
         decay: `poly`, or `cosine` for (1 + cos(pi * share of epochs)) / 2.
         exponent: Exponent of `poly`.
+        before: Epochs before the warm-up with a linear rise of their own, for a network of which only a part learns.
     """
 
     def __init__(
@@ -30,17 +31,25 @@ class WarmupDecayLR(LRScheduler):
         warmup_epochs: int = 0,
         decay: Literal["poly", "cosine"] = "poly",
         exponent: float = 0.9,
+        before: int = 0,
     ) -> None:
-        if not 0 <= warmup_epochs < num_epochs:
-            raise ValueError(f"warmup_epochs must be less than num_epochs ({num_epochs}), got {warmup_epochs}")
+        if not 0 <= before + warmup_epochs < num_epochs:
+            raise ValueError(
+                f"warmup_epochs ({warmup_epochs}) and the epochs before them ({before}) must be fewer than num_epochs "
+                f"({num_epochs}) together"
+            )
         self.num_epochs, self.warmup_epochs, self.decay, self.exponent = num_epochs, warmup_epochs, decay, exponent
+        self.before = before
         super().__init__(optimizer)
 
     def factor(self, epoch: int) -> float:
         """Returns what the learning rates are multiplied with in an epoch, counted from 0."""
+        if epoch < self.before:
+            return (epoch + 1) / self.before
+        epoch, num_epochs = epoch - self.before, self.num_epochs - self.before
         if epoch < self.warmup_epochs:
             return (epoch + 1) / (self.warmup_epochs + 1)
-        share = (epoch - self.warmup_epochs) / (self.num_epochs - self.warmup_epochs)
+        share = (epoch - self.warmup_epochs) / (num_epochs - self.warmup_epochs)
         return (1 + cos(pi * share)) / 2 if self.decay == "cosine" else (1 - share) ** self.exponent
 
     def get_lr(self) -> list[float | Tensor]:

@@ -1,94 +1,257 @@
-"""Planning a transfer: the checkpoint's architecture, spacing, patch and intensities, the target's own labels."""
+"""Planning a transfer: what a checkpoint gives a target, decided and shown before anything is trained."""
 
 from __future__ import annotations
 
-import copy
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+import torch
 
-from nnunet_pretrain.checkpoints.card import Card, card_of, channel_names
-from nnunet_pretrain.checkpoints.reading import read_checkpoint
+from nnunet_pretrain.checkpoints.card import channel_names
+from nnunet_pretrain.checkpoints.pretrained import read_pretrained
+from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
+from nnunet_pretrain.networks.locate import locate_network
 from nnunet_pretrain.planning.plan import extract_fingerprint
 from nnunet_pretrain.planning.preset import load_preset
 from nnunet_pretrain.planning.settings import (
-    SCRATCH_PLANS,
     SETTINGS_KEY,
-    TRANSFER_PLANS,
+    Fold,
     PretrainSettings,
     TransferSettings,
+    transfer_plans_names,
 )
+from nnunet_pretrain.transfer.compare import Comparison, compare
+from nnunet_pretrain.transfer.heads import describe_heads, match_heads, outputs_of
+from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, read_folds, write_list
+from nnunet_pretrain.transfer.memory import estimated_gb, fitted_batch
+from nnunet_pretrain.transfer.pretrained_network import facts_of, pretrained_network
+from nnunet_pretrain.transfer.report import TransferReport
+from nnunet_pretrain.transfer.target_plans import Keep, keep_intensities, target_plans
+from nnunet_pretrain.transfer.weights import transfer_weights
 
 
-def plan_transfer(
-    dataset: int | str,
-    checkpoint: Path,
-    preset: str | None = None,
-    num_processes: int = 2,
-    report: Callable[[str], None] = lambda line: None,
-) -> tuple[Path, Path, Card]:
-    """Writes the plans of a transfer and of its control from scratch.
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user asks of a transfer.
+
+    Attributes:
+        dataset: Id or name of the target, in nnU-Net raw format.
+        checkpoint: Checkpoint of the pre-training, of any origin `inspect` reads.
+        name: Name of the transfer; None takes the pre-training's dataset.
+        keep: Whose spacing, patch and normalisation the plans take.
+        preset: Preset for the training on the target; None means the one of the pre-training, or default.
+        parts: `all`, or `encoder` to transfer only that.
+        heads: Outputs of the target whose pre-trained structures the user names himself.
+        allow_partial: Whether to go on when a part of the network gets little.
+        allow_width: Whether layers of another width take the channels both have.
+        gpu_memory_gb: Memory to fit the batch to; None means as much as the pre-training took.
+        exclude_leaked: Whether cases of the pre-training are kept out of every validation.
+        num_processes: Worker processes for reading the target.
+    """
+
+    dataset: int | str
+    checkpoint: Path
+    name: str | None = None
+    keep: Keep = "pretrained"
+    preset: str | None = None
+    parts: Literal["all", "encoder"] = "all"
+    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    allow_partial: bool = False
+    allow_width: bool = False
+    gpu_memory_gb: float | None = None
+    exclude_leaked: bool = False
+    num_processes: int = 2
+
+
+@dataclass(frozen=True)
+class PlannedTransfer:
+    """A planned transfer.
+
+    Attributes:
+        transfer: Plans that start from the checkpoint.
+        scratch: Plans of the control, equal in every number.
+        configuration: Configuration to train.
+        comparison: Checkpoint and target side by side.
+        report: What would be loaded.
+    """
+
+    transfer: Path
+    scratch: Path
+    configuration: str
+    comparison: Comparison
+    report: TransferReport
+
+
+def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda line: None) -> PlannedTransfer:
+    """Compares a checkpoint with a target and writes the plans of a transfer and of its control from scratch.
 
     Both plans share every number and the preprocessed data; only one names the checkpoint. So the two runs end up in
-    separate result folders and differ in nothing but the start.
+    separate result folders and differ in nothing but the start. The transfer is tried without data first.
 
     Args:
-        dataset: Id or name of the target, in nnU-Net raw format.
-        checkpoint: Checkpoint of the pre-training.
-        preset: Preset for the training on the target; None means the one of the pre-training, or default.
-        num_processes: Worker processes for the target's fingerprint.
+        options: What the user asks for.
         report: Called with one line for what the user should know.
-
-    Returns:
-        The transfer plans, the control's plans, and the checkpoint's card.
 
     Raises:
         FileNotFoundError: Checkpoint or dataset is missing.
-        ValueError: The checkpoint is unusable, or the target's channels differ from it in number.
+        ValueError: The checkpoint is unusable, does not fit, or too little of it would be loaded.
     """
-    checkpoint = checkpoint.expanduser().absolute()
-    content = read_checkpoint(checkpoint)
-    card = card_of(checkpoint, content)
-    source_plans = content["init_args"]["plans"]
-    chosen = preset or source_plans.get(SETTINGS_KEY, {}).get("preset", "default")
-    training = load_preset(chosen).transfer
-    name = dataset_name(dataset)
+    checkpoint = options.checkpoint.expanduser().absolute()
+    content = read_pretrained(checkpoint)
+    _check_network(content)
+    name = dataset_name(options.dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
-    _check_channels(name, channel_names(dataset_json), card.channels, report)
-    extract_fingerprint(name, num_processes)
+    extract_fingerprint(name, options.num_processes)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     _copy_dataset_files(nnunet_folder("nnUNet_raw") / name, folder)
     fingerprint = read_json(folder / "dataset_fingerprint.json")
-    plans = _target_plans(name, source_plans, card.configuration, dataset_json, fingerprint)
-    starts = {
-        TRANSFER_PLANS: TransferSettings(checkpoint=str(checkpoint), sha256=sha256_of(checkpoint)),
-        SCRATCH_PLANS: TransferSettings(),
-    }
-    for plans_name, start in starts.items():
-        settings = PretrainSettings(preset=chosen, training=training, transfer=start)
-        ours = {SETTINGS_KEY: settings.model_dump(mode="json", exclude_none=True)}
-        write_json(folder / f"{plans_name}.json", {**plans, "plans_name": plans_name, **ours})
-    return folder / f"{TRANSFER_PLANS}.json", folder / f"{SCRATCH_PLANS}.json", card
+    plans_name, scratch_name = transfer_plans_names(options.name or default_name(content))
+    preset_name = options.preset or content["init_args"]["plans"].get(SETTINGS_KEY, {}).get("preset", "default")
+    preset = load_preset(preset_name)
+    configuration = content["init_args"]["configuration"]
+    plans = target_plans(name, content, dataset_json, fingerprint, options.keep, preset, plans_name)
+    if options.keep == "pretrained":
+        old_channels = channel_names(content["init_args"]["dataset_json"])
+        for note in keep_intensities(plans, configuration, old_channels, dataset_json, fingerprint):
+            report(f"note: {note}")
+        _fit_batch(plans, configuration, content, dataset_json, fingerprint, options.gpu_memory_gb)
+    settings = PretrainSettings(
+        preset=preset_name,
+        training=preset.transfer,
+        fine_tuning=preset.fine_tuning,
+        transfer=_transfer_settings(options, checkpoint, content, dataset_json),
+        folds=_guard_leaks(name, content, options, folder / f"leakage_{plans_name}.json", report),
+    )
+    comparison = compare(content, plans, dataset_json, fingerprint, list(_images(name).values()))
+    for line in comparison.lines():
+        report(line)
+    planned = _try_transfer(content, plans, configuration, dataset_json, settings)
+    for line in planned.lines():
+        report(line)
+    control = settings.model_copy(update={"transfer": TransferSettings()})
+    for key, chosen in ((plans_name, settings), (scratch_name, control)):
+        ours = {SETTINGS_KEY: chosen.model_dump(mode="json", exclude_none=True)}
+        write_json(folder / f"{key}.json", {**plans, "plans_name": key, **ours})
+    written = (folder / f"{plans_name}.json", folder / f"{scratch_name}.json")
+    return PlannedTransfer(*written, configuration, comparison, planned)
 
 
-def _check_channels(
-    name: str, target: tuple[str, ...], pretrained: tuple[str, ...], report: Callable[[str], None]
+def default_name(checkpoint: Mapping[str, Any]) -> str:
+    """Returns the name of a transfer the user did not name: that of the pre-training's dataset, or of its origin."""
+    arguments = checkpoint["init_args"]
+    origin = arguments.get(EXTRAS_KEY, {}).get("origin", {}).get("format")
+    dataset = str(arguments["plans"].get("dataset_name") or origin or "checkpoint")
+    return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"^Dataset\d+_", "", dataset)).strip("_")
+
+
+def _check_network(checkpoint: Mapping[str, Any]) -> None:
+    """Refuses plans that name something else than a network class, before nnU-Net calls what they name."""
+    arguments = checkpoint["init_args"]
+    facts = facts_of(arguments["plans"], arguments["configuration"], arguments["dataset_json"])
+    locate_network(facts.architecture["network_class_name"])
+
+
+def _transfer_settings(
+    options: PlanOptions, checkpoint: Path, content: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> TransferSettings:
+    old, new = outputs_of(content["init_args"]["dataset_json"]), outputs_of(dataset_json)
+    heads = {**match_heads(old, new), **options.heads}
+    describe_heads(heads, old, new)
+    return TransferSettings(
+        checkpoint=str(checkpoint),
+        sha256=sha256_of(checkpoint),
+        parts=options.parts,
+        heads=heads,
+        allow_partial=options.allow_partial,
+        allow_width=options.allow_width,
+    )
+
+
+def _try_transfer(
+    content: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    settings: PretrainSettings,
+) -> TransferReport:
+    """Works the transfer out on networks without memory."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    facts = facts_of(plans, configuration, dataset_json)
+    architecture = facts.architecture
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            len(facts.channels),
+            len(facts.outputs.names),
+            allow_init=False,
+            deep_supervision=settings.training.deep_supervision,
+        )
+    assert settings.transfer is not None
+    pretrained = pretrained_network(content, plans["transpose_forward"])
+    return transfer_weights(network, facts, pretrained, settings.transfer)
+
+
+def _fit_batch(
+    plans: dict[str, Any],
+    configuration: str,
+    content: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    gpu_memory_gb: float | None,
 ) -> None:
-    if len(target) != len(pretrained):
-        raise ValueError(
-            f"{name} has the channels {list(target)}, the checkpoint was trained with {list(pretrained)}; "
-            f"both need the same number"
-        )
-    if [channel.lower() for channel in target] != [channel.lower() for channel in pretrained]:
-        report(
-            f"note: the channels of {name} are called {list(target)}, those of the checkpoint {list(pretrained)}; "
-            f"they are normalised as the checkpoint's"
-        )
+    """Fits the batch to the memory asked for; without one, only what grew is made up for."""
+    chosen = plans["configurations"][configuration]
+    arguments = content["init_args"]
+    old = facts_of(arguments["plans"], configuration, arguments["dataset_json"])
+    memory = gpu_memory_gb or estimated_gb(old, chosen["patch_size"], chosen["batch_size"])
+    if memory is None:
+        return
+    spacing = [chosen["spacing"][list(plans["transpose_forward"]).index(axis)] for axis in range(3)]
+    shapes = [
+        [n * mm / wanted for n, mm, wanted in zip(shape, spacings, spacing, strict=True)]
+        for shape, spacings in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+    ]
+    fitted = fitted_batch(facts_of(plans, configuration, dataset_json), chosen, memory, shapes)
+    if fitted is not None:
+        chosen["batch_size"] = fitted if gpu_memory_gb else min(fitted, chosen["batch_size"])
+
+
+def _guard_leaks(
+    name: str,
+    content: Mapping[str, Any],
+    options: PlanOptions,
+    path: Path,
+    report: Callable[[str], None],
+) -> tuple[Fold, ...] | None:
+    """Warns of target cases the pre-training has seen, and returns folds without them in validation if asked for."""
+    leakage = find_leaked(name, content, options.num_processes)
+    for line in leakage.lines():
+        report(line)
+    if not leakage.leaked:
+        return None
+    write_list(leakage, path)
+    report(f"the whole list: {path}")
+    if not options.exclude_leaked:
+        report("--exclude-leaked keeps them out of every validation")
+        return None
+    return folds_without(leakage.cases("training"), sorted(_images(name)), read_folds(name))
+
+
+def _images(name: str) -> dict[str, Path]:
+    """Returns the training cases of a raw dataset and the image of their first channel."""
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    files = get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / name))
+    return {case: Path(entry["images"][0]) for case, entry in files.items()}
 
 
 def _copy_dataset_files(raw: Path, preprocessed: Path) -> None:
@@ -97,40 +260,3 @@ def _copy_dataset_files(raw: Path, preprocessed: Path) -> None:
     splits = raw / "splits_final.json"
     if splits.is_file() and not (preprocessed / splits.name).exists():
         shutil.copyfile(splits, preprocessed / splits.name)
-
-
-def _target_plans(
-    name: str, source: dict[str, Any], configuration: str, dataset_json: dict[str, Any], fingerprint: dict[str, Any]
-) -> dict[str, Any]:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    # The resolved configuration, so that nothing it inherits from is left behind.
-    chosen = copy.deepcopy(PlansManager(copy.deepcopy(source)).get_configuration(configuration).configuration)
-    chosen["data_identifier"] = f"{TRANSFER_PLANS}_{configuration}"
-    forward = source["transpose_forward"]
-    return {
-        **{key: copy.deepcopy(value) for key, value in source.items() if key != SETTINGS_KEY},
-        "dataset_name": name,
-        "original_median_spacing_after_transp": np.median(fingerprint["spacings"], 0)[forward].tolist(),
-        "original_median_shape_after_transp": [
-            round(size) for size in np.median(fingerprint["shapes_after_crop"], 0)[forward].tolist()
-        ],
-        "image_reader_writer": _reader(source["image_reader_writer"], dataset_json),
-        "configurations": {configuration: chosen},
-    }
-
-
-def _reader(pretrained_reader: str, dataset_json: dict[str, Any]) -> str:
-    """Returns the reader for the target: the checkpoint's, so that patients lie the same way round.
-
-    A network that learned on images turned to RAS would otherwise see the target in whatever orientation it is stored.
-    """
-    from nnunetv2.imageio.reader_writer_registry import (
-        determine_reader_writer_from_dataset_json,
-        recursive_find_reader_writer_by_name,
-    )
-
-    reader = recursive_find_reader_writer_by_name(pretrained_reader)
-    if dataset_json["file_ending"].lower() in reader.supported_file_endings:
-        return pretrained_reader
-    return determine_reader_writer_from_dataset_json(dataset_json, verbose=False).__name__

@@ -2,124 +2,222 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_pretrain.networks.adapter import AdaptedNetwork
+from nnunet_pretrain.networks.parts import Part, head_names, parts_of
+from nnunet_pretrain.planning.settings import TransferSettings
+from nnunet_pretrain.transfer.heads import combine_rows, describe_heads
+from nnunet_pretrain.transfer.matching import check_classes, reason_missing, source_name, too_deep
+from nnunet_pretrain.transfer.pretrained_network import NetworkFacts, PretrainedNetwork
+from nnunet_pretrain.transfer.report import IgnoredTensor, TensorReport, TransferReport
+from nnunet_pretrain.transfer.rules import fit_channels, fit_kernel, fit_stride, fit_width
 
-HEADS = ".seg_layers."
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """What became of one tensor of the network.
-
-    Attributes:
-        name: Name in the network.
-        shape: Its shape.
-        status: loaded, initialised (a head: it belongs to the target's own classes) or missing.
-        reason: Why it was not loaded.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    status: Literal["loaded", "initialised", "missing"]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class TransferReport:
-    """What a transfer loaded.
-
-    Attributes:
-        checkpoint: Source of the weights.
-        sha256: Its checksum.
-        tensors: One entry per parameter or buffer; nnU-Net's second names for the same tensor are left out.
-        unused: Names in the checkpoint that the network does not have.
-    """
-
-    checkpoint: str
-    sha256: str
-    tensors: tuple[TensorReport, ...]
-    unused: tuple[str, ...]
-
-    def count(self, status: str) -> int:
-        """Returns the number of tensors with a status."""
-        return sum(tensor.status == status for tensor in self.tensors)
-
-    @property
-    def loaded_share(self) -> float:
-        """Share of the values outside the heads that were loaded, 0 to 1."""
-        sizes = {status: 0 for status in ("loaded", "missing")}
-        for tensor in self.tensors:
-            if tensor.status in sizes:
-                sizes[tensor.status] += torch.Size(tensor.shape).numel()
-        return sizes["loaded"] / max(1, sum(sizes.values()))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the report as plain values for JSON, the totals first."""
-        totals = {status: self.count(status) for status in ("loaded", "initialised", "missing")}
-        return {**totals, "loaded_share": self.loaded_share, **asdict(self)}
-
-    def __str__(self) -> str:
-        """One line for the log."""
-        return (
-            f"{self.count('loaded')} tensors loaded, {self.count('initialised')} initialised (heads), "
-            f"{self.count('missing')} missing, {len(self.unused)} unused; "
-            f"{self.loaded_share:.1%} of the values outside the heads come from {self.checkpoint}"
-        )
+Fitted = tuple[Tensor | None, str]
+"""What to load, None for nothing, and the rules that made it or the reason."""
 
 
 def transfer_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], checkpoint: str, sha256: str, min_loaded_share: float
+    network: nn.Module, target: NetworkFacts, pretrained: PretrainedNetwork, settings: TransferSettings
 ) -> TransferReport:
-    """Copies every tensor of equal name and shape except the heads, in place.
+    """Copies pre-trained weights into a network in place, tensor by tensor, by the rules of docs/adaptation.md.
 
     Nothing is copied unless enough would be: the network is either transferred or untouched.
 
     Args:
-        network: Target network, neither compiled nor wrapped.
-        weights: State dict of the source.
-        checkpoint: Where the weights come from, for the report.
-        sha256: Checksum of that file, for the report.
-        min_loaded_share: Smallest share of the values outside the heads that must be loadable.
+        network: Target network, neither compiled nor wrapped; on the device "meta" the transfer is only planned.
+        target: What the network is.
+        pretrained: The pre-trained side.
+        settings: What to take.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: Less than `min_loaded_share` can be loaded; the message names the first mismatches.
+        ValueError: The networks are of different kinds, an entry of `settings.heads` is unknown, too little of a part
+            can be loaded (the message says why), or nothing changed.
     """
-    targets = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    heads = network.head_names() if isinstance(network, AdaptedNetwork) else ()
-    entries = tuple(_report(name, tensor, weights, heads) for name, tensor in targets.items())
-    known = set(network.state_dict())
-    report = TransferReport(checkpoint, sha256, entries, tuple(sorted(set(weights) - known)))
-    if report.loaded_share < min_loaded_share:
-        reasons = [f"{entry.name}: {entry.reason}" for entry in entries if entry.status == "missing"]
-        raise ValueError(
-            f"only {report.loaded_share:.1%} of the values outside the heads can be loaded from {checkpoint}, "
-            f"expected at least {min_loaded_share:.0%}; first mismatches: {'; '.join(reasons[:3])}; "
-            f"plan the transfer anew with `nnunet_pretrain plan_transfer`"
-        )
+    check_classes(pretrained.facts, target)
+    transfer = _Transfer(network, target, pretrained, settings)
+    entries = transfer.entries()
+    report = TransferReport(
+        settings.checkpoint or "",
+        settings.sha256 or "",
+        tuple(entry for entry, _ in entries),
+        tuple(transfer.ignored(entry for entry, _ in entries)),
+        describe_heads(settings.heads, pretrained.facts.outputs, target.outputs)
+        if settings.parts == "all"
+        else dict.fromkeys(target.outputs.names, "initialised, only the encoder is transferred"),
+        pretrained.notes,
+    )
+    if not settings.allow_partial:
+        _refuse_partial(report, settings)
     with torch.no_grad():
-        for entry in entries:
-            if entry.status == "loaded":
-                targets[entry.name].copy_(weights[entry.name])
+        for entry, value in entries:
+            if value is not None:
+                transfer.targets[entry.name].copy_(value)
+    if not transfer.planned:
+        _refuse_unchanged(report)
     return report
 
 
-def _report(name: str, tensor: Tensor, weights: Mapping[str, Tensor], heads: Collection[str]) -> TensorReport:
-    shape = tuple(tensor.shape)
-    if HEADS in name or name in heads:
-        return TensorReport(name, shape, "initialised", "head of the target's own classes")
-    if name not in weights:
-        return TensorReport(name, shape, "missing", "not in the checkpoint")
-    if tuple(weights[name].shape) != shape:
-        found = tuple(weights[name].shape)
-        return TensorReport(name, shape, "missing", f"shape {found} in the checkpoint, {shape} expected")
-    return TensorReport(name, shape, "loaded")
+class _Transfer:
+    """One transfer, while it is worked out."""
+
+    def __init__(
+        self, network: nn.Module, target: NetworkFacts, pretrained: PretrainedNetwork, settings: TransferSettings
+    ) -> None:
+        self.target, self.pretrained, self.settings = target, pretrained, settings
+        self.targets: dict[str, Tensor] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self.parts, self.heads = parts_of(network), head_names(network)
+        self.planned = any(tensor.device.type == "meta" for tensor in self.targets.values())
+
+    def entries(self) -> list[tuple[TensorReport, Tensor | None]]:
+        """Returns for every tensor of the target what is said of it and what is loaded into it."""
+        return [self._entry(name, tensor) for name, tensor in self.targets.items()]
+
+    def _entry(self, name: str, start: Tensor) -> tuple[TensorReport, Tensor | None]:
+        source, reason = source_name(name, self.pretrained.facts, self.target)
+        part, shape = self.parts[name], tuple(start.shape)
+        weight = self._weight(source)
+        value: Tensor | None = None
+        if self.settings.parts == "encoder" and part != "encoder":
+            reason = "only the encoder is transferred"
+        elif not reason and weight is None:
+            reason = reason_missing(name, self.pretrained.facts)
+        elif not reason and weight is not None:
+            value, reason = self._fit(name, weight, start)
+        if value is None or weight is None:
+            return TensorReport(name, part, shape, "initialised", reason), None
+        change = None if self.planned else float((value.to(start) - start).detach().float().norm())
+        status = "adapted" if reason else "loaded"
+        return TensorReport(name, part, shape, status, reason, source, weight.numel(), change), value
+
+    def _weight(self, name: str) -> Tensor | None:
+        weight = self.pretrained.weights.get(name)
+        if weight is not None and self.planned:
+            return torch.empty_like(weight, device="meta")
+        return weight
+
+    def _fit(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
+        if name in self.heads:
+            return self._fit_head(name, weight, start)
+        if weight.ndim != start.ndim:
+            return None, _mismatch(weight, start)
+        rules: list[str] = []
+        steps: tuple[Callable[[str, Tensor, Tensor], Fitted], ...] = (
+            self._fit_channels, self._fit_kernel, self._fit_width,
+        )  # fmt: skip
+        for step in steps:
+            fitted, reason = step(name, weight, start)
+            if fitted is None:
+                return None, reason
+            weight = fitted
+            rules += [reason] if reason else []
+        return (weight, "; ".join(rules)) if weight.shape == start.shape else (None, _mismatch(weight, start))
+
+    def _fit_head(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
+        old, new = self.pretrained.facts.outputs, self.target.outputs
+        rows = (len(old.names), len(new.names))
+        if (weight.shape[0], start.shape[0]) != rows or weight.shape[1:] != start.shape[1:]:
+            return None, f"{_mismatch(weight, start)}; heads take rows of the same features only"
+        if not any(self.settings.heads.values()):
+            return None, "no output shares its name with the checkpoint"
+        made = combine_rows(weight, start, self.settings.heads, old, new, bias=start.ndim == 1)
+        same = old == new and all(rows == (output,) for output, rows in self.settings.heads.items())
+        complete = same and len(self.settings.heads) == len(new.names)
+        return made, "" if complete else "rows by structure name"
+
+    def _fit_channels(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
+        old, new = self.pretrained.facts.channels, self.target.channels
+        takes_image = weight.ndim > 2 and (weight.shape[1], start.shape[1]) == (len(old), len(new))
+        if [c.lower() for c in old] == [c.lower() for c in new] or not takes_image:
+            return weight, ""
+        if len(old) == len(new) == 1 or not self._reads_image(name):
+            return weight, ""
+        return fit_channels(weight, old, new), f"image channels {', '.join(old)} to {', '.join(new)}"
+
+    def _reads_image(self, name: str) -> bool:
+        """Whether a convolution with as many inputs as the image has channels is the first layer."""
+        if self.target.num_stages is None:
+            return self.parts[name] == "encoder"
+        return name.startswith(("encoder.stem.convs.0.", "encoder.stages.0.0.convs.0."))
+
+    def _fit_kernel(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
+        old, new = tuple(weight.shape[2:]), tuple(start.shape[2:])
+        if old == new or self.target.num_stages is None:
+            return weight, ""
+        transposed = ".transpconvs." in name
+        try:
+            fitted = fit_stride(weight, new) if transposed else fit_kernel(weight, new)
+        except ValueError as error:
+            return None, str(error)
+        return fitted, f"{'stride' if transposed else 'kernel'} {_times(old)} to {_times(new)}"
+
+    def _fit_width(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
+        if weight.shape == start.shape or not weight.ndim:
+            return weight, ""
+        if not self.settings.allow_width or self.target.num_stages is None:
+            return None, f"{_mismatch(weight, start)}: another width"
+        halves = name.startswith("decoder.stages.") and ".convs.0.conv.weight" in name
+        return fit_width(weight, start, halves), f"width {_times(weight.shape[:2])} to {_times(start.shape[:2])}"
+
+    def ignored(self, entries: Iterable[TensorReport]) -> list[IgnoredTensor]:
+        """Returns what the checkpoint holds besides what the entries use."""
+        used = {entry.source for entry in entries}
+        return [
+            IgnoredTensor(name, _part_in_checkpoint(name, self.parts), tuple(tensor.shape), self._why_ignored(name))
+            for name, tensor in self.pretrained.weights.items()
+            if name not in used
+        ]
+
+    def _why_ignored(self, name: str) -> str:
+        if self.settings.parts == "encoder" and not name.startswith("encoder."):
+            return "only the encoder is transferred"
+        if too_deep(name, self.pretrained.facts, self.target):
+            return "the target's network is less deep"
+        if name in self.targets:
+            return "does not fit the target's tensor of that name"
+        return "the target has no such layer"
+
+
+def _part_in_checkpoint(name: str, parts: Mapping[str, Part]) -> Part:
+    """Returns the part of a tensor the target may not have."""
+    if name in parts:
+        return parts[name]
+    if ".seg_layers." in name or "seg_outputs." in name:
+        return "heads"
+    return "decoder" if name.startswith(("decoder.", "up", "conv_blocks_localization")) else "encoder"
+
+
+def _refuse_partial(report: TransferReport, settings: TransferSettings) -> None:
+    wanted: tuple[Part, ...] = ("encoder",) if settings.parts == "encoder" else ("encoder", "decoder")
+    for part in wanted:
+        shares = (report.share(part), report.used_share(part))
+        if any(t.part == part for t in report.tensors) and max(shares) < settings.min_loaded_share:
+            reasons = [f"{t.name}: {t.reason}" for t in report.tensors if t.part == part and t.status == "initialised"]
+            raise ValueError(
+                f"{shares[0]:.1%} of the target's {part} would come from {report.checkpoint}, which is {shares[1]:.1%} "
+                f"of the checkpoint's {part}; expected at least {settings.min_loaded_share:.0%} of one of them. "
+                f"{len(reasons)} tensors get nothing, first: {'; '.join(reasons[:3])}. Plan with --keep pretrained, "
+                f"or allow it with --allow-partial"
+            )
+
+
+def _refuse_unchanged(report: TransferReport) -> None:
+    moved = [t for t in report.tensors if t.status != "initialised" and t.l2_change]
+    if not moved and any(t.status != "initialised" for t in report.tensors):
+        raise ValueError(
+            f"no value of the network differs from what it was before loading {report.checkpoint}; "
+            f"the weights were already there, or the checkpoint holds untrained ones"
+        )
+
+
+def _mismatch(weight: Tensor, start: Tensor) -> str:
+    return f"shape {_times(weight.shape)} in the checkpoint, {_times(start.shape)} in the target"
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

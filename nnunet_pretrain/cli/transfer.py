@@ -1,0 +1,93 @@
+"""Verbs around checkpoints and targets."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_pretrain.cli.options import add_processes
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds this module's verbs to the parser."""
+    _add_plan_transfer(verbs.add_parser("plan_transfer", help="plan a target from a checkpoint, and its control"))
+
+    verb = verbs.add_parser("inspect", help="print what a checkpoint knows about itself")
+    verb.add_argument("checkpoint", type=Path)
+    verb.add_argument("--json", action="store_true", help="print the card as JSON")
+    verb.set_defaults(run=_inspect)
+
+
+def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
+    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    verb.add_argument("-n", metavar="NAME", help="plans become nnUNetTransferPlans_NAME (default: the pre-training's)")
+    verb.add_argument(
+        "--keep",
+        choices=("pretrained", "target"),
+        default="pretrained",
+        help="whose spacing, patch and normalisation to take (default: %(default)s)",
+    )
+    verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
+    verb.add_argument("--encoder-only", action="store_true", help="leave decoder and heads to the seed")
+    verb.add_argument(
+        "--head",
+        action="append",
+        default=[],
+        metavar="OUTPUT=A+B",
+        help="start an output of the target from these pre-trained structures; OUTPUT= for none; repeat for each",
+    )
+    verb.add_argument("--allow-partial", action="store_true", help="go on if a part of the network gets little")
+    verb.add_argument("--allow-width", action="store_true", help="let layers of another width share their channels")
+    verb.add_argument("-gpu_memory_target", type=float, metavar="GB", help="fit the batch to this memory")
+    verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
+    add_processes(verb)
+    verb.set_defaults(run=_plan_transfer)
+
+
+def _plan_transfer(arguments: argparse.Namespace) -> None:
+    from nnunet_pretrain.transfer.plan_transfer import PlanOptions, plan_transfer
+
+    planned = plan_transfer(
+        PlanOptions(
+            dataset=arguments.d,
+            checkpoint=arguments.c,
+            name=arguments.n,
+            keep=arguments.keep,
+            preset=arguments.preset,
+            parts="encoder" if arguments.encoder_only else "all",
+            heads=_heads(arguments.head),
+            allow_partial=arguments.allow_partial,
+            allow_width=arguments.allow_width,
+            gpu_memory_gb=arguments.gpu_memory_target,
+            exclude_leaked=arguments.exclude_leaked,
+            num_processes=arguments.np,
+        ),
+        report=print,
+    )
+    plans, scratch, configuration = planned.transfer.stem, planned.scratch.stem, planned.configuration
+    print(f"plans written to {planned.transfer}\ncontrol from scratch: {planned.scratch}")
+    print(
+        f"next: nnunet_pretrain preprocess -d {arguments.d} -p {plans} -c {configuration}\n"
+        f"      nnUNetv2_train {arguments.d} {configuration} 0 -tr nnUNetTrainerTransfer -p {plans}\n"
+        f"      (and with -p {scratch} for the control)"
+    )
+
+
+def _heads(texts: list[str]) -> dict[str, tuple[str, ...]]:
+    heads = {}
+    for text in texts:
+        name, equals, rows = text.partition("=")
+        if not equals:
+            raise ValueError(f"--head takes OUTPUT=STRUCTURE+STRUCTURE, got '{text}'")
+        heads[name] = tuple(row for row in rows.split("+") if row)
+    return heads
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    import json
+
+    from nnunet_pretrain.checkpoints.card import describe, read_card
+
+    card = read_card(arguments.checkpoint)
+    print(json.dumps(card.as_dict(), indent=2) if arguments.json else describe(card))
