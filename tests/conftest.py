@@ -74,7 +74,7 @@ def pretrained(tmp_path_factory, sources):
     model = root / "nnUNet_results/Dataset900_Merged/nnUNetTrainerPretrain__nnUNetPretrainPlans__3d_fullres"
     checkpoint = model / "fold_all/checkpoint_final.pth"
     run([script("nnunet_pretrain"), "plan_transfer", "-d", "901", "-c", checkpoint], environment)
-    for plans in ("nnUNetTransferPlans", "nnUNetTransferPlans__scratch"):
+    for plans in ("nnUNetTransferPlans_Merged", "nnUNetTransferPlans_Merged__scratch"):
         shorten(root / f"nnUNet_preprocessed/Dataset901_Target/{plans}.json")
-    run([*preprocess, "-d", "901", "-plans_name", "nnUNetTransferPlans"], environment)
+    run([*preprocess, "-d", "901", "-plans_name", "nnUNetTransferPlans_Merged"], environment)
     return SimpleNamespace(root=root, environment=environment, logs=logs, model=model, checkpoint=checkpoint)

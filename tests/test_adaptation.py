@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nnunet_pretrain.networks.parts import layers_of, parts_of, unaliased
+from nnunet_pretrain.networks.parts import PARTS, layers_of, parts_of, unaliased
 from nnunet_pretrain.planning import TransferSettings
 from nnunet_pretrain.transfer.heads import Outputs
 from nnunet_pretrain.transfer.pretrained_network import NetworkFacts, PretrainedNetwork
@@ -167,7 +167,7 @@ def test_the_same_network_gives_the_same_outputs_and_every_tensor_is_loaded(resi
     assert {t.status for t in report.tensors} == {"loaded"}
     assert [t.name for t in report.tensors] == [name for name, _ in new.named_parameters()]
     assert report.ignored == ()
-    assert all(report.share(part) == report.used_share(part) == 1 for part in ("encoder", "decoder", "heads"))
+    assert all(report.share(part) == report.used_share(part) == 1 for part in PARTS)
     assert all(report.l2_change(part) > 0 for part in ("encoder", "decoder", "heads"))
 
 
@@ -239,6 +239,17 @@ def test_more_blocks_take_those_there_are():
         "the checkpoint's stage has fewer blocks"
     }
     assert report.used_share("encoder") == 1
+
+
+def test_shares_count_only_what_came_from_the_checkpoint():
+    side = facts()
+    _, _, report = transferred(side, side, heads={"liver": ("liver",)})
+    assert report.share("heads") == report.used_share("heads") == pytest.approx(1 / 3)
+    wider = facts(features=(8, 8, 8))
+    _, _, report = transferred(facts(features=(4, 8, 8)), wider, heads={}, allow_width=True, allow_partial=True)
+    first = next(t for t in report.tensors if t.name == "encoder.stages.0.0.convs.0.conv.weight")
+    assert (first.values, first.source_values, first.source_size) == (4 * 27, 4 * 27, 4 * 27)
+    assert 0 < report.share("encoder") < report.used_share("encoder") == 1
 
 
 def test_encoder_only_leaves_the_rest_to_the_seed():

@@ -1,6 +1,7 @@
 """Real nnU-Net from merged sources to a prediction on the target; the networks are tiny and learn nothing."""
 
 import json
+import math
 import re
 import sys
 
@@ -13,6 +14,7 @@ from nnunet_runs import SPAWNED_TRAINING, run, script
 from nnunet_pretrain.checkpoints.card import describe, read_card
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.labels import DEFAULT_SPACE, LabelSetTable
+from nnunet_pretrain.networks.parts import PARTS
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +137,7 @@ def test_transfer_plans_keep_the_checkpoints_numbers_and_the_targets_labels(pret
     folder = pretrained.root / "nnUNet_preprocessed/Dataset901_Target"
     plans, scratch = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("nnUNetTransferPlans", "nnUNetTransferPlans__scratch")
+        for name in ("nnUNetTransferPlans_Merged", "nnUNetTransferPlans_Merged__scratch")
     )
     source = read_checkpoint(pretrained.checkpoint)["init_args"]["plans"]
     for key in ("architecture", "spacing", "patch_size", "normalization_schemes"):
@@ -149,32 +151,36 @@ def test_transfer_plans_keep_the_checkpoints_numbers_and_the_targets_labels(pret
     assert plans == scratch
 
 
-def test_every_transferred_tensor_differs_from_scratch_and_every_head_does_not(pretrained, monkeypatch):
-    transferred = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans")
-    scratch = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans__scratch")
+def test_every_tensor_is_the_checkpoints_and_differs_from_scratch(pretrained, monkeypatch):
+    transferred = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans_Merged")
+    scratch = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans_Merged__scratch")
     weights = read_checkpoint(pretrained.checkpoint)["network_weights"]
     control = scratch.network.state_dict()
     report = json.loads((pretrained.root / "nnUNet_results/Dataset901_Target").glob(
-        "nnUNetTrainerTransfer__nnUNetTransferPlans__3d_fullres/fold_0/transfer_report.json"
+        "nnUNetTrainerTransfer__nnUNetTransferPlans_Merged__3d_fullres/fold_0/transfer_report.json"
     ).__next__().read_text(encoding="utf-8"))  # fmt: skip
-    assert (report["missing"], report["unused"], report["loaded_share"]) == (0, [], 1.0)
+    assert {part: found["share_of_target"] for part, found in report["parts"].items()} == dict.fromkeys(PARTS, 1.0)
+    assert report["ignored"] == []
+    heads = {entry["name"] for entry in report["tensors"] if entry["status"] == "adapted"}
     loaded = {entry["name"] for entry in report["tensors"] if entry["status"] == "loaded"}
-    heads = {entry["name"] for entry in report["tensors"] if entry["status"] == "initialised"}
     assert loaded | heads == {name for name, _ in transferred.network.named_parameters()}
+    assert heads == {name for name in loaded | heads if ".seg_layers." in name}
+    labels = read_checkpoint(pretrained.checkpoint)["init_args"]["dataset_json"]["labels"]
     for name, tensor in transferred.network.state_dict().items():
-        if ".seg_layers." in name:
-            assert torch.equal(tensor, control[name]), name
+        if ".seg_layers." in name:  # background, liver, kidneys
+            assert torch.equal(tensor[1], weights[name][labels["liver"]]), name
+            kidneys = weights[name][[labels["kidney_left"], labels["kidney_right"]]].mean(0)
+            assert torch.allclose(tensor[2], kidneys + (math.log(2) if tensor.ndim == 1 else 0)), name
         else:
             assert torch.equal(tensor, weights[name]), name
-            assert not torch.equal(tensor, control[name]), name
-    assert {name for name in transferred.network.state_dict() if ".seg_layers." in name} >= heads
+        assert not torch.equal(tensor, control[name]), name
 
 
 def test_transfer_trains_predicts_and_continues_without_the_source(pretrained, tmp_path):
     train = [sys.executable, "-c", SPAWNED_TRAINING, "901", "3d_fullres", "0", "-device", "cpu"]
-    train += ["-tr", "nnUNetTrainerTransfer", "-p", "nnUNetTransferPlans"]
+    train += ["-tr", "nnUNetTrainerTransfer", "-p", "nnUNetTransferPlans_Merged"]
     first = run(train, pretrained.environment)
-    assert re.search(r"Transfer: \d+ tensors loaded, \d+ initialised \(heads\), 0 missing", first)
+    assert re.search(r"encoder +\d+ +0 +0 +0 +100.0% +100.0%", first)
     hidden = pretrained.checkpoint.with_suffix(".hidden")
     pretrained.checkpoint.rename(hidden)
     try:
@@ -184,7 +190,18 @@ def test_transfer_trains_predicts_and_continues_without_the_source(pretrained, t
     assert "the pre-trained weights are not loaded again" in again
     images = pretrained.root / "nnUNet_raw/Dataset901_Target/imagesTs"
     command = [script("nnUNetv2_predict"), "-i", images, "-o", tmp_path, "-d", "901", "-c", "3d_fullres", "-f", "0"]
-    command += ["-tr", "nnUNetTrainerTransfer", "-p", "nnUNetTransferPlans", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    command += [
+        "-tr",
+        "nnUNetTrainerTransfer",
+        "-p",
+        "nnUNetTransferPlans_Merged",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    ]
     run(command, pretrained.environment)
     assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["case_0082.nii.gz"]
 
@@ -192,7 +209,7 @@ def test_transfer_trains_predicts_and_continues_without_the_source(pretrained, t
 def test_a_changed_checkpoint_is_refused(pretrained, monkeypatch):
     from nnunet_pretrain.planning import TransferSettings
 
-    trainer = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans__scratch")
+    trainer = transfer_trainer(pretrained, monkeypatch, "nnUNetTransferPlans_Merged__scratch")
     with pytest.raises(ValueError, match=r"has sha256 \w+, but the transfer was planned with abc"):
         trainer._load_pretrained(TransferSettings(checkpoint=str(pretrained.checkpoint), sha256="abc"))
 

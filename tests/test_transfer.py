@@ -1,4 +1,4 @@
-"""Reading checkpoints safely, copying weights, and refusing what does not fit."""
+"""Reading checkpoints safely, and what a target's plans take from one."""
 
 import os
 import pickle
@@ -10,53 +10,15 @@ from torch import nn
 
 from nnunet_pretrain.checkpoints.card import count_parameters
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
-from nnunet_pretrain.transfer.weights import transfer_weights
-
-
-class Net(nn.Module):
-    """A body, heads as nnU-Net names them, and a second name for the same tensor."""
-
-    def __init__(self, width=4, classes=3):
-        super().__init__()
-        self.encoder = nn.Conv3d(1, width, 3)
-        self.decoder = nn.Module()
-        self.decoder.encoder = self.encoder
-        self.decoder.seg_layers = nn.ModuleList([nn.Conv3d(width, classes, 1)])
-
-
-def transfer(target, weights, share=0.9):
-    return transfer_weights(target, weights, "source.pth", "abc", share)
-
-
-def test_body_is_copied_heads_are_not_and_every_tensor_is_reported_once():
-    source, target = Net(classes=5), Net(classes=3)
-    head = target.decoder.seg_layers[0].weight.clone()
-    report = transfer(target, source.state_dict())
-    assert torch.equal(target.encoder.weight, source.encoder.weight)
-    assert torch.equal(target.decoder.seg_layers[0].weight, head)
-    assert {t.name: t.status for t in report.tensors} == {
-        "encoder.weight": "loaded",
-        "encoder.bias": "loaded",
-        "decoder.seg_layers.0.weight": "initialised",
-        "decoder.seg_layers.0.bias": "initialised",
-    }
-    assert report.loaded_share == 1
-    assert report.unused == ()
-
-
-def test_too_little_to_load_is_refused_and_nothing_is_touched():
-    target = Net(width=6)
-    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    message = r"only 0.0% .*, expected at least 90%; first mismatches: encoder.weight: shape \(4, 1, 3, 3, 3\)"
-    with pytest.raises(ValueError, match=message):
-        transfer(target, Net(width=4).state_dict())
-    with pytest.raises(ValueError, match="not in the checkpoint"):
-        transfer(target, {f"module.{k}": v for k, v in Net(width=6).state_dict().items()})
-    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
 def test_parameters_with_two_names_count_once():
-    assert count_parameters(Net().state_dict()) == 4 * 27 + 4 + 3 * 4 + 3
+    network = nn.Module()
+    network.encoder = nn.Conv3d(1, 4, 3)
+    network.decoder = nn.Module()
+    network.decoder.encoder = network.encoder
+    assert len(network.state_dict()) == 4
+    assert count_parameters(network.state_dict()) == 4 * 27 + 4
 
 
 def checkpoint(**extra):
@@ -110,13 +72,27 @@ def test_other_files_are_refused(tmp_path, content, message):
         read_checkpoint(tmp_path / "missing.pth")
 
 
-def test_other_channels_are_refused_and_other_names_are_mentioned():
-    from nnunet_pretrain.transfer.plan_transfer import _check_channels
+def intensities(target, pretrained, schemes=("CTNormalization",)):
+    """Gives the target channels the checkpoint's numbers where it has them; returns plans' entries and the notes."""
+    from nnunet_pretrain.transfer.target_plans import keep_intensities
 
-    said = []
-    _check_channels("Dataset001_X", ("ct",), ("CT",), said.append)
-    assert said == []
-    _check_channels("Dataset001_X", ("T1",), ("CT",), said.append)
-    assert "are called ['T1'], those of the checkpoint ['CT']" in said[0]
-    with pytest.raises(ValueError, match=r"has the channels \['CT', 'PET'\], the checkpoint was trained with \['CT'\]"):
-        _check_channels("Dataset001_X", ("CT", "PET"), ("CT",), said.append)
+    configuration = {"normalization_schemes": list(schemes), "use_mask_for_norm": [False] * len(schemes)}
+    plans = {
+        "configurations": {"3d_fullres": configuration},
+        "foreground_intensity_properties_per_channel": {str(i): f"pretrained {i}" for i in range(len(schemes))},
+    }
+    dataset_json = {"channel_names": {str(i): channel for i, channel in enumerate(target)}}
+    own = {"foreground_intensity_properties_per_channel": {str(i): f"own {i}" for i in range(len(target))}}
+    notes = keep_intensities(plans, "3d_fullres", pretrained, dataset_json, own)
+    return configuration["normalization_schemes"], plans["foreground_intensity_properties_per_channel"], notes
+
+
+def test_channels_of_the_checkpoint_are_normalised_as_there_and_new_ones_by_their_own_numbers():
+    assert intensities(("ct",), ("CT",)) == (["CTNormalization"], {"0": "pretrained 0"}, [])
+    schemes, numbers, notes = intensities(("T1",), ("CT",))
+    assert (schemes, numbers) == (["CTNormalization"], {"0": "pretrained 0"})
+    assert notes == ["channel 'T1' is taken to be 'CT', and normalised as that"]
+    schemes, numbers, notes = intensities(("PET", "CT"), ("CT",))
+    assert (schemes, numbers) == (["ZScoreNormalization", "CTNormalization"], {"0": "own 0", "1": "pretrained 0"})
+    assert notes == ["channel 'PET' is new to the checkpoint, it is normalised by the target's own numbers"]
+    assert intensities(("b",), ("a", "b"), ("X", "Y"))[:2] == (["Y"], {"0": "pretrained 1"})

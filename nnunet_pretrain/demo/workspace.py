@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_search_path
-from nnunet_pretrain.planning import PRETRAIN_PLANS, SCRATCH_PLANS, TRANSFER_PLANS
+from nnunet_pretrain.planning import PRETRAIN_PLANS, transfer_plans_names
 
 # The sources the demo imitates, and the orientations their cases are stored in.
 SOURCES = {"BTCV": ("RAS", "LPS"), "KiTS23": ("IPL",), "AbdomenAtlas1.1": ("RAS", "LPS")}
@@ -16,8 +16,8 @@ TARGET = "Dataset901_Target"
 CONFIGURATION = "3d_fullres"
 PRETRAIN = ("nnUNetTrainerPretrain", PRETRAIN_PLANS)
 ARMS = {
-    "pre-trained": ("nnUNetTrainerTransfer", TRANSFER_PLANS),
-    "from scratch": ("nnUNetTrainerTransfer", SCRATCH_PLANS),
+    arm: ("nnUNetTrainerTransfer", plans)
+    for arm, plans in zip(("pre-trained", "from scratch"), transfer_plans_names("AbdomenMerged"), strict=True)
 }
 # The target's own label set: coarser than the pre-training's, and complete.
 TARGET_LABELS = {

@@ -4,7 +4,6 @@ from nnunet_pretrain.planning.plan import plan
 from nnunet_pretrain.planning.preset import Preset, load_preset, preset_names
 from nnunet_pretrain.planning.settings import (
     PRETRAIN_PLANS,
-    SCRATCH_PLANS,
     SETTINGS_KEY,
     TRANSFER_PLANS,
     FineTuning,
@@ -17,7 +16,6 @@ from nnunet_pretrain.planning.settings import (
 
 __all__ = [
     "PRETRAIN_PLANS",
-    "SCRATCH_PLANS",
     "SETTINGS_KEY",
     "TRANSFER_PLANS",
     "FineTuning",

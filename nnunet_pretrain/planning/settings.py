@@ -15,7 +15,6 @@ from nnunet_pretrain.validation import validated
 SETTINGS_KEY = "nnunet_pretrain"
 PRETRAIN_PLANS = "nnUNetPretrainPlans"
 TRANSFER_PLANS = "nnUNetTransferPlans"
-SCRATCH_PLANS = "nnUNetTransferPlans__scratch"
 
 
 def transfer_plans_names(name: str) -> tuple[str, str]:

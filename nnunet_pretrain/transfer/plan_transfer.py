@@ -28,7 +28,7 @@ from nnunet_pretrain.planning.settings import (
 )
 from nnunet_pretrain.transfer.compare import Comparison, compare
 from nnunet_pretrain.transfer.heads import describe_heads, match_heads, outputs_of
-from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, read_folds, write_list
+from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, write_list
 from nnunet_pretrain.transfer.memory import estimated_gb, fitted_batch
 from nnunet_pretrain.transfer.pretrained_network import facts_of, pretrained_network
 from nnunet_pretrain.transfer.report import TransferReport
@@ -236,14 +236,14 @@ def _guard_leaks(
     leakage = find_leaked(name, content, options.num_processes)
     for line in leakage.lines():
         report(line)
-    if not leakage.leaked:
+    if not leakage.cases:
         return None
     write_list(leakage, path)
     report(f"the whole list: {path}")
-    if not options.exclude_leaked:
-        report("--exclude-leaked keeps them out of every validation")
-        return None
-    return folds_without(leakage.cases("training"), sorted(_images(name)), read_folds(name))
+    if options.exclude_leaked:
+        return folds_without(name, leakage)
+    report("--exclude-leaked keeps them out of every validation")
+    return None
 
 
 def _images(name: str) -> dict[str, Path]:

@@ -22,7 +22,9 @@ class TensorReport:
         status: loaded (as it is), adapted (by a rule), or initialised (left as the seed drew it).
         reason: The rules, or why nothing was loaded.
         source: Name in the checkpoint, empty if initialised.
-        source_values: Number of values that tensor has in the checkpoint.
+        values: Number of the target's values that come from the checkpoint.
+        source_values: Number of the checkpoint's values that found a place here.
+        source_size: Number of values of that tensor in the checkpoint.
         l2_change: Euclidean distance between the values before and after, None if it was only planned.
     """
 
@@ -32,7 +34,9 @@ class TensorReport:
     status: Status
     reason: str = ""
     source: str = ""
+    values: int = 0
     source_values: int = 0
+    source_size: int = 0
     l2_change: float | None = None
 
 
@@ -79,15 +83,14 @@ class TransferReport:
 
     def share(self, part: Part) -> float:
         """Returns the share, 0 to 1, of the target's values in a part that come from the checkpoint."""
-        values = {t.name: prod(t.shape) for t in self.tensors if t.part == part}
-        used = sum(values[t.name] for t in self.tensors if t.part == part and t.status != "initialised")
-        return used / max(1, sum(values.values()))
+        found = [t for t in self.tensors if t.part == part]
+        return sum(t.values for t in found) / max(1, sum(prod(t.shape) for t in found))
 
     def used_share(self, part: Part) -> float:
         """Returns the share, 0 to 1, of the checkpoint's values in a part that found a place."""
-        used = sum(t.source_values for t in self.tensors if t.part == part and t.status != "initialised")
-        ignored = sum(prod(t.shape) for t in self.ignored if t.part == part)
-        return used / max(1, used + ignored)
+        found = [t for t in self.tensors if t.part == part]
+        sizes = sum(t.source_size for t in found) + sum(prod(t.shape) for t in self.ignored if t.part == part)
+        return sum(t.source_values for t in found) / max(1, sizes)
 
     def l2_change(self, part: Part) -> float:
         """Returns the Euclidean distance a part has moved."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from nnunet_pretrain.planning.settings import TransferSettings
 from nnunet_pretrain.transfer.heads import combine_rows, describe_heads
 from nnunet_pretrain.transfer.matching import check_classes, reason_missing, source_name, too_deep
 from nnunet_pretrain.transfer.pretrained_network import NetworkFacts, PretrainedNetwork
-from nnunet_pretrain.transfer.report import IgnoredTensor, TensorReport, TransferReport
+from nnunet_pretrain.transfer.report import IgnoredTensor, Status, TensorReport, TransferReport
 from nnunet_pretrain.transfer.rules import fit_channels, fit_kernel, fit_stride, fit_width
 
 Fitted = tuple[Tensor | None, str]
@@ -92,8 +93,10 @@ class _Transfer:
         if value is None or weight is None:
             return TensorReport(name, part, shape, "initialised", reason), None
         change = None if self.planned else float((value.to(start) - start).detach().float().norm())
-        status = "adapted" if reason else "loaded"
-        return TensorReport(name, part, shape, status, reason, source, weight.numel(), change), value
+        status: Status = "adapted" if reason else "loaded"
+        values, source_values = self._counts(name, weight, start)
+        sizes = (values, source_values, weight.numel())
+        return TensorReport(name, part, shape, status, reason, source, *sizes, change), value
 
     def _weight(self, name: str) -> Tensor | None:
         weight = self.pretrained.weights.get(name)
@@ -130,6 +133,18 @@ class _Transfer:
         complete = same and len(self.settings.heads) == len(new.names)
         return made, "" if complete else "rows by structure name"
 
+    def _counts(self, name: str, weight: Tensor, start: Tensor) -> tuple[int, int]:
+        """Returns how many values of the target come from the checkpoint, and how many of the checkpoint's are used."""
+        if name in self.heads:
+            rows = [self.settings.heads.get(output, ()) for output in self.target.outputs.names]
+            used = len({row for taken in rows for row in taken})
+            return sum(map(bool, rows)) * start[0].numel(), used * weight[0].numel()
+        if not self.settings.allow_width or not weight.ndim:
+            return start.numel(), weight.numel()
+        axes = 1 if self._reads_image(name) else 2  # the image's channels have a rule of their own
+        common = prod(min(a, b) for a, b in zip(weight.shape[:axes], start.shape[:axes], strict=True))
+        return common * prod(start.shape[axes:]), common * prod(weight.shape[axes:])
+
     def _fit_channels(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
         old, new = self.pretrained.facts.channels, self.target.channels
         takes_image = weight.ndim > 2 and (weight.shape[1], start.shape[1]) == (len(old), len(new))
@@ -143,7 +158,7 @@ class _Transfer:
         """Whether a convolution with as many inputs as the image has channels is the first layer."""
         if self.target.num_stages is None:
             return self.parts[name] == "encoder"
-        return name.startswith(("encoder.stem.convs.0.", "encoder.stages.0.0.convs.0."))
+        return name.endswith("conv.weight") and name.startswith(("encoder.stem.convs.0.", "encoder.stages.0.0.convs.0."))
 
     def _fit_kernel(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
         old, new = tuple(weight.shape[2:]), tuple(start.shape[2:])
