@@ -11,7 +11,7 @@ import pytest
 import torch
 from nnunet_runs import SPAWNED_TRAINING, run, script
 
-from nnunet_pretrain.checkpoints.card import describe, read_card
+from nnunet_pretrain.checkpoints.inspection import describe, read_card
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.labels import DEFAULT_SPACE, LabelSetTable
 from nnunet_pretrain.networks.parts import PARTS

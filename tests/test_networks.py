@@ -41,6 +41,17 @@ class TwoScales(nn.Module):
         }[self.packing]
 
 
+class Crooked(nn.Module):
+    """Two scales whose kernel differs along every axis."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, (1, 3, 5), padding=(0, 1, 2))
+
+    def forward(self, x):
+        return [self.conv(x), self.conv(x[:, :, ::2, ::2, ::2])]
+
+
 class BranchesOnValues(TwoScales):
     """Cannot run without real numbers."""
 
@@ -96,6 +107,43 @@ def test_deep_supervision_switches_between_the_first_output_and_all(packing):
 def test_a_network_with_one_output_gives_a_list_of_one_under_deep_supervision():
     (output,) = two_scales("one", deep_supervision=True)(torch.randn(2, 1, 8, 8, 8))
     assert output.shape == (2, 3, 8, 8, 8)
+
+
+@pytest.mark.parametrize("order", [[2, 1, 0], [1, 2, 0]])
+def test_with_an_axis_order_the_network_sees_turned_images_and_gives_outputs_turned_back(order):
+    network = AdaptedNetwork(
+        1,
+        3,
+        network=f"{__name__}.Crooked",
+        strides=[[1, 1, 1], [2, 2, 2]],
+        deep_supervision=True,
+        axis_order=order,
+    )
+    image = torch.randn(2, 1, 4, 8, 16)
+    forth, back = [0, 1, *(axis + 2 for axis in order)], [0, 1, *(order.index(axis) + 2 for axis in range(3))]
+    expected = [output.permute(back) for output in network.backbone(image.permute(forth))]
+    for found, output in zip(network(image), expected, strict=True):
+        assert found.shape == output.shape
+        torch.testing.assert_close(found, output)
+    assert not torch.allclose(network(image)[0], network.backbone(image)[0])
+    network.decoder.deep_supervision = False
+    torch.testing.assert_close(network(image), expected[0])
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image), expected[0])
+
+
+def test_with_an_axis_order_strides_and_patches_stay_in_nnunets_order():
+    strides = [[1, 1, 1], [1, 2, 4]]
+    network = AdaptedNetwork(1, 3, network=f"{__name__}.Crooked", strides=strides, axis_order=[2, 1, 0])
+    assert network(torch.zeros(1, 1, 3, 4, 4)).shape == (1, 3, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"needs edges divisible by \(1, 2, 4\), got a patch of \(4, 2, 1\)"):
+        network(torch.zeros(1, 1, 4, 2, 1))
+    with pytest.raises(ValueError, match=r"axis_order must hold each axis once, such as \[2, 1, 0\], got \[2, 2, 0\]"):
+        AdaptedNetwork(1, 3, network=f"{__name__}.Crooked", axis_order=[2, 2, 0])
+    with pytest.raises(ValueError, match=r"axis_order \[2, 1, 0\] is for 3 axes, got an array of shape \(1, 1, 4, 4\)"):
+        AdaptedNetwork(1, 3, network="torch.nn.Conv2d", arguments={"kernel_size": 1}, axis_order=[2, 1, 0])(
+            torch.zeros(1, 1, 4, 4)
+        )
 
 
 def test_weights_keep_their_names_behind_one_prefix():

@@ -94,5 +94,5 @@ def test_channels_of_the_checkpoint_are_normalised_as_there_and_new_ones_by_thei
     assert notes == ["channel 'T1' is taken to be 'CT', and normalised as that"]
     schemes, numbers, notes = intensities(("PET", "CT"), ("CT",))
     assert (schemes, numbers) == (["ZScoreNormalization", "CTNormalization"], {"0": "own 0", "1": "pretrained 0"})
-    assert notes == ["channel 'PET' is new to the checkpoint, it is normalised by the target's own numbers"]
+    assert notes == ["channel 'PET' is unknown to the checkpoint, it is normalised by the target's own numbers"]
     assert intensities(("b",), ("a", "b"), ("X", "Y"))[:2] == (["Y"], {"0": "pretrained 1"})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY, read_checkpoint
+from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.labels import SCHEMES_KEY, SPACE_KEY
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
 
@@ -27,8 +28,8 @@ class Card:
         epoch: Number of finished epochs.
         network: Class of the network.
         parameters: Number of parameters, shared ones counted once.
-        spacing_mm: Voxel spacing in the plans' axis order.
-        patch_size: Patch in voxels, in the same order.
+        spacing_mm: Voxel spacing in the plans' axis order; empty if a foreign file does not say it.
+        patch_size: Patch in voxels, in the same order; empty if a foreign file does not say it.
         channels: Input channel names.
         normalization: Normalisation scheme of each channel.
         intensity: Per channel, the intensity statistics CT normalisation uses.
@@ -42,6 +43,8 @@ class Card:
         fingerprints: Number of training images whose content fingerprints the checkpoint holds.
         pseudo_dice: Group or structure to pseudo Dice in the last epoch.
         validation: Means of the final validation, overall and per source; empty before it has run.
+        origin: Of a converted checkpoint, its format, notes, what is unknown, and how many of its tensors (or rows of
+            heads) were left out for which reason; empty for nnU-Net v2's own.
     """
 
     file: str
@@ -68,20 +71,11 @@ class Card:
     fingerprints: int = 0
     pseudo_dice: Mapping[str, float] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the card as plain values for JSON."""
         return asdict(self)
-
-
-def read_card(path: Path) -> Card:
-    """Reads the card of any nnU-Net v2 checkpoint.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is unreadable or unsafe, or its plans lack the configuration it was trained with.
-    """
-    return card_of(path, read_checkpoint(path))
 
 
 def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
@@ -91,7 +85,8 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
     arguments = checkpoint["init_args"]
     plans, dataset_json = arguments["plans"], arguments["dataset_json"]
     configuration = PlansManager(plans).get_configuration(arguments["configuration"])
-    own = arguments.get(EXTRAS_KEY, {}).get("card", {})
+    extras = arguments.get(EXTRAS_KEY, {})
+    own = extras.get("card", {})
     return Card(
         file=str(path),
         size_mb=round(path.stat().st_size / 1e6, 1),
@@ -102,11 +97,11 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         epoch=int(checkpoint.get("current_epoch", 0)),
         network=configuration.network_arch_init_kwargs.get("network", configuration.network_arch_class_name),
         parameters=count_parameters(checkpoint["network_weights"]),
-        spacing_mm=tuple(round(float(s), 4) for s in configuration.spacing),
-        patch_size=tuple(int(p) for p in configuration.patch_size),
+        spacing_mm=tuple(round(float(s), 4) for s in configuration.spacing or ()),
+        patch_size=tuple(int(p) for p in configuration.patch_size or ()),
         channels=channel_names(dataset_json),
-        normalization=tuple(configuration.normalization_schemes),
-        intensity=plans["foreground_intensity_properties_per_channel"],
+        normalization=tuple(configuration.normalization_schemes or ()),
+        intensity=plans["foreground_intensity_properties_per_channel"] or {},
         structures=dataset_json["labels"],
         label_schemes=dataset_json.get(SCHEMES_KEY, {}),
         sources=tuple(dataset_json.get("sources", ())),
@@ -117,7 +112,15 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         fingerprints=len(own.get("fingerprints", ())),
         pseudo_dice=own.get("pseudo_dice", {}),
         validation=own.get("validation", {}),
+        origin=_origin(extras.get("origin")),
     )
+
+
+def _origin(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what became of a foreign file, with numbers in place of the names of its tensors."""
+    if record is None:
+        return {}
+    return {**record, "unmapped": dict(Counter(record["unmapped"].values()))}
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,51 +132,3 @@ def count_parameters(weights: Mapping[str, Any]) -> int:
     """Counts the values of a state dict; nnU-Net lists some tensors under several names, each is counted once."""
     unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape)): t for t in weights.values()}
     return sum(math.prod(tensor.shape) for tensor in unique.values())
-
-
-def describe(card: Card) -> str:
-    """Returns the card as text for a terminal."""
-    lines = [
-        f"{card.file} ({card.size_mb} MB)",
-        f"  trained by     {card.trainer}, {card.epoch} epochs, on {card.dataset}",
-        f"  plans          {card.plans}, configuration {card.configuration}",
-        f"  network        {card.network.rpartition('.')[2]}, {card.parameters:,} parameters",
-        f"  spacing        {' x '.join(f'{s:g}' for s in card.spacing_mm)} mm, "
-        f"patch {' x '.join(map(str, card.patch_size))} voxels",
-    ]
-    for i, (channel, scheme) in enumerate(zip(card.channels, card.normalization, strict=False)):
-        numbers = card.intensity.get(str(i), {})
-        clip = (
-            f", clipped to {numbers['percentile_00_5']:.0f} ... {numbers['percentile_99_5']:.0f}, "
-            f"mean {numbers['mean']:.0f}, standard deviation {numbers['std']:.0f}"
-            if scheme == "CTNormalization"
-            else ""
-        )
-        lines.append(f"  channel {i}      {channel}: {scheme}{clip}")
-    lines.append(f"  structures     {', '.join(f'{i} {name}' for name, i in card.structures.items())}")
-    lines += _describe_own(card)
-    for source in card.sources:
-        lines.append(f"  source         {source['name']}, {source['cases']} cases, licence: {source['licence']}")
-        lines.append(f"                 cite: {source['citation']}")
-    for scheme, sets in card.label_schemes.items():
-        hidden = [structure for structure in sets["0"] if structure != "background"]
-        lines.append(f"  scheme         {scheme}: not annotated: {', '.join(hidden) or 'nothing'}")
-        coarse = {i: s for i, s in sets.items() if i != "0" and len(s) > 1}
-        lines += [f"                 id {i} may be {', '.join(s)}" for i, s in coarse.items()]
-    return "\n".join(lines)
-
-
-def _describe_own(card: Card) -> list[str]:
-    """Returns the lines about what only our trainers store."""
-    lines = []
-    if card.versions:
-        commit = f", commit {card.git_commit}" if card.git_commit else ""
-        lines.append(f"  made with      {', '.join(f'{k} {v}' for k, v in card.versions.items())}{commit}")
-    if card.fingerprints:
-        lines.append(f"  fingerprints   of {card.fingerprints} training images")
-    if card.pseudo_dice:
-        lines.append(f"  pseudo Dice    {', '.join(f'{k} {v:.3f}' for k, v in card.pseudo_dice.items())}")
-    for source, found in card.validation.get("per_source", {}).items():
-        dice = ", ".join(f"{group} {metrics['Dice']:.3f}" for group, metrics in found["mean"].items())
-        lines.append(f"  validation     {source}, {found['cases']} cases, Dice: {dice}")
-    return lines

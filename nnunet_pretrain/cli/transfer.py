@@ -12,6 +12,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Adds this module's verbs to the parser."""
     _add_plan_transfer(verbs.add_parser("plan_transfer", help="plan a target from a checkpoint, and its control"))
 
+    _add_export(verbs.add_parser("export", help="write a checkpoint as safetensors, stock nnU-Net model, or for nnssl"))
     verb = verbs.add_parser("inspect", help="print what a checkpoint knows about itself")
     verb.add_argument("checkpoint", type=Path)
     verb.add_argument("--json", action="store_true", help="print the card as JSON")
@@ -43,6 +44,34 @@ def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
     add_processes(verb)
     verb.set_defaults(run=_plan_transfer)
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    verb.add_argument(
+        "-o", required=True, metavar="OUT", type=Path, help=".safetensors, .zip, a folder, or .pth with --nnssl"
+    )
+    verb.add_argument("--encoder-only", action="store_true", help="leave out decoder and heads")
+    verb.add_argument(
+        "--trainer", default="nnUNetTrainer", metavar="NAME", help="trainer the model names (default: %(default)s)"
+    )
+    verb.add_argument("--nnssl", action="store_true", help="write what nnU-Net's nnssl fine-tuning starts from")
+    verb.add_argument("--overwrite", action="store_true", help="replace what is there")
+    verb.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from nnunet_pretrain.transfer.export import export
+
+    lines = export(
+        arguments.c,
+        arguments.o,
+        encoder_only=arguments.encoder_only,
+        trainer=arguments.trainer,
+        form="nnssl" if arguments.nnssl else None,
+        overwrite=arguments.overwrite,
+    )
+    print("\n".join(lines))
 
 
 def _plan_transfer(arguments: argparse.Namespace) -> None:
@@ -87,7 +116,7 @@ def _heads(texts: list[str]) -> dict[str, tuple[str, ...]]:
 def _inspect(arguments: argparse.Namespace) -> None:
     import json
 
-    from nnunet_pretrain.checkpoints.card import describe, read_card
+    from nnunet_pretrain.checkpoints.inspection import describe, read_card
 
     card = read_card(arguments.checkpoint)
     print(json.dumps(card.as_dict(), indent=2) if arguments.json else describe(card))

@@ -126,7 +126,8 @@ def _transfer(workflow: Workflow, work: Workspace, preset: str, device: str) -> 
     number = dataset_id(TARGET)
     checkpoint = work.fold(PRETRAINING, PRETRAIN, "all") / "checkpoint_final.pth"
     workflow.run(["nnunet_pretrain", "inspect", checkpoint])
-    workflow.run(["nnunet_pretrain", "plan_transfer", "-d", number, "-c", checkpoint, "--preset", preset])
+    heads = ("--head", "great_vessels=aorta+postcava")
+    workflow.run(["nnunet_pretrain", "plan_transfer", "-d", number, "-c", checkpoint, "--preset", preset, *heads])
     _preprocess(workflow, TARGET, ARMS["pre-trained"][1])
     for arm, run in ARMS.items():
         train_and_test(workflow, work, run, work.predictions(arm), device)

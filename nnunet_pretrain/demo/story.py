@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_pretrain.checkpoints.card import describe, read_card
+from nnunet_pretrain.checkpoints.inspection import describe, read_card
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.demo.commands import Workflow
 from nnunet_pretrain.demo.pictures import colours, curves, overlay
@@ -55,9 +55,13 @@ def _transfer_section(report: Report, work: Workspace) -> None:
     arms = {arm: target_dice(work.predictions(arm)) for arm in ARMS}
     report.table(*dice_table(arms))
     loaded = read_json(work.fold(TARGET, ARMS["pre-trained"], "0") / "transfer_report.json")
-    report.note(
-        f"{loaded['loaded']} tensors loaded, {loaded['initialised']} initialised (heads), {loaded['missing']} missing."
-    )
+    counts = ("loaded", "adapted", "initialised", "ignored")
+    rows = [
+        [part, *(str(found[c]) for c in counts), f"{found['share_of_target']:.1%}"]
+        for part, found in loaded["parts"].items()
+    ]
+    report.table(["part", *(f"tensors {c}" for c in counts), "of the target's values"], rows)
+    report.note("; ".join(f"{output}: {how}" for output, how in loaded["heads"].items()))
     logs = {arm: _log(work.fold(TARGET, run, "0")) for arm, run in ARMS.items()}
     report.figure("transfer_curves", curves(logs, "Training on the target"), "Learning curves of both arms.")
     labels = {i: name for i, name in enumerate(TARGET_LABELS, start=1)}

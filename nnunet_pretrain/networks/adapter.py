@@ -44,9 +44,12 @@ class AdaptedNetwork(nn.Module):
         strides: Downsampling of each stage, one number per axis, in nnU-Net's form: the first is all ones. nnU-Net
             derives the scales of deep supervision from it; every edge of a patch must be divisible by the product.
         deep_supervision: Whether to return all outputs; nnU-Net gives it and switches it later.
+        axis_order: Order in which the wrapped network sees the image's axes, such as [2, 1, 0] for one that learned on
+            arrays in x, y, z; None leaves nnU-Net's order z, y, x. Outputs are turned back, and strides and patches
+            stay in nnU-Net's order.
 
     Raises:
-        ValueError: The class cannot be found or refuses its arguments.
+        ValueError: The class cannot be found or refuses its arguments, or the axis order is no permutation.
     """
 
     def __init__(
@@ -60,8 +63,13 @@ class AdaptedNetwork(nn.Module):
         imported_arguments: Sequence[str] = (),
         strides: Sequence[Sequence[int]] = (),
         deep_supervision: bool = False,
+        axis_order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if axis_order is not None and sorted(axis_order) != list(range(len(axis_order))):
+            raise ValueError(f"axis_order must hold each axis once, such as [2, 1, 0], got {list(axis_order)}")
+        self.axis_order = None if axis_order is None else tuple(axis_order)
+        self._axes_back = tuple(list(axis_order or ()).index(axis) for axis in range(len(axis_order or ())))
         self._path = network
         self._arguments: dict[str, Any] = {input_argument: input_channels, output_argument: num_classes}
         self._output_argument = output_argument
@@ -105,7 +113,10 @@ class AdaptedNetwork(nn.Module):
             len(edges) != len(self.divisor) or any(e % d for e, d in zip(edges, self.divisor, strict=True))
         ):
             raise ValueError(f"{self._path} needs edges divisible by {self.divisor}, got a patch of {edges}")
-        outputs = _tensors(self.backbone(x))
+        if self.axis_order is None:
+            outputs = _tensors(self.backbone(x))
+        else:
+            outputs = [_turned(y, self._axes_back) for y in _tensors(self.backbone(_turned(x, self.axis_order)))]
         if not outputs:
             raise ValueError(f"{self._path} returned no tensor")
         return outputs if self.decoder.deep_supervision else outputs[0]
@@ -117,6 +128,13 @@ class AdaptedNetwork(nn.Module):
             other = self._build({**self._arguments, self._output_argument: classes + 1}).state_dict()
         own = self.backbone.state_dict()
         return tuple(f"{PREFIX}{name}" for name, tensor in own.items() if tensor.shape != other[name].shape)
+
+
+def _turned(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Returns an array (batch, channels, *axes) with its spatial axes in another order."""
+    if x.ndim != len(order) + 2:
+        raise ValueError(f"axis_order {list(order)} is for {len(order)} axes, got an array of shape {tuple(x.shape)}")
+    return x.permute(0, 1, *(axis + 2 for axis in order)).contiguous()
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -113,7 +113,9 @@ def _recommend(old: Mapping[str, Any], spacing: Sequence[float], channels: Seque
     schemes = set(_schemes_of(channels).split(", "))
     if len(old["spacing"]) != len(spacing):
         return "pretrained", "a 2D network sees slices at the checkpoint's spacing"
-    if ("CTNormalization" in old["normalization_schemes"]) != ("CTNormalization" in schemes):
+    if old["normalization_schemes"] and ("CTNormalization" in old["normalization_schemes"]) != (
+        "CTNormalization" in schemes
+    ):
         return "target", (
             f"the checkpoint was trained with {_schemes(old)}, which does not suit the channels {', '.join(channels)}"
         )
@@ -183,8 +185,10 @@ def _orientations(source: Mapping[str, Any], plans: Mapping[str, Any], images: S
 
             stored["".join(nib.aff2axcodes(nib.load(path).affine))] += 1
     own = ", ".join(f"{code} {count}" for code, count in stored.most_common()) or "as stored"
-    return _turned(source["image_reader_writer"]), own, _turned(plans["image_reader_writer"])
+    return _turned(source.get("image_reader_writer")), own, _turned(plans["image_reader_writer"])
 
 
-def _turned(reader: str) -> str:
+def _turned(reader: str | None) -> str:
+    if not reader:
+        return "unknown"
     return "RAS (turned)" if reader.endswith("WithReorient") else "as stored"

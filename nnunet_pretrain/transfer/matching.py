@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nnunet_pretrain.transfer.pretrained_network import NetworkFacts
-
-PLAIN_AND_RESIDUAL = ("PlainConvUNet", "ResidualEncoderUNet")
+from nnunet_pretrain.transfer.pretrained_network import PLANNED_NETWORKS, NetworkFacts
 
 
 def check_classes(pretrained: NetworkFacts, target: NetworkFacts) -> None:
@@ -17,7 +15,7 @@ def check_classes(pretrained: NetworkFacts, target: NetworkFacts) -> None:
     """
     if pretrained.class_name != target.class_name:
         reason = "no layer of one does what a layer of the other does"
-        if {pretrained.class_name, target.class_name} == set(PLAIN_AND_RESIDUAL):
+        if {pretrained.class_name, target.class_name} == set(PLANNED_NETWORKS):
             reason = (
                 "a residual block adds its input to its output, a plain one does not, so weights of one "
                 "compute something else in the other even where shapes agree"

@@ -6,23 +6,28 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from nnunet_pretrain.checkpoints.card import channel_names
+from nnunet_pretrain.checkpoints.portable import imports_of
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
+from nnunet_pretrain.networks.adapter import AdaptedNetwork
 from nnunet_pretrain.networks.locate import locate_network
+from nnunet_pretrain.networks.trial import try_network
 from nnunet_pretrain.planning.plan import extract_fingerprint
 from nnunet_pretrain.planning.preset import load_preset
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
     Fold,
     PretrainSettings,
+    TrainingSettings,
     TransferSettings,
     transfer_plans_names,
 )
@@ -34,6 +39,9 @@ from nnunet_pretrain.transfer.pretrained_network import facts_of, pretrained_net
 from nnunet_pretrain.transfer.report import TransferReport
 from nnunet_pretrain.transfer.target_plans import Keep, keep_intensities, target_plans
 from nnunet_pretrain.transfer.weights import transfer_weights
+
+_ORIGIN_PRESETS = {"SuPreM": "suprem", "nnssl": "nnssl", "MultiTalent": "multitalent"}
+"""Beginning of an origin's name to the preset that trains on the target as its authors do."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
     _copy_dataset_files(nnunet_folder("nnUNet_raw") / name, folder)
     fingerprint = read_json(folder / "dataset_fingerprint.json")
     plans_name, scratch_name = transfer_plans_names(options.name or default_name(content))
-    preset_name = options.preset or content["init_args"]["plans"].get(SETTINGS_KEY, {}).get("preset", "default")
+    preset_name = options.preset or _usual_preset(content)
     preset = load_preset(preset_name)
     configuration = content["init_args"]["configuration"]
     plans = target_plans(name, content, dataset_json, fingerprint, options.keep, preset, plans_name)
@@ -123,7 +131,7 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
         _fit_batch(plans, configuration, content, dataset_json, fingerprint, options.gpu_memory_gb)
     settings = PretrainSettings(
         preset=preset_name,
-        training=preset.transfer,
+        training=_training(preset.transfer, plans, configuration, dataset_json, report),
         fine_tuning=preset.fine_tuning,
         transfer=_transfer_settings(options, checkpoint, content, dataset_json),
         folds=_guard_leaks(name, content, options, folder / f"leakage_{plans_name}.json", report),
@@ -150,11 +158,40 @@ def default_name(checkpoint: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"^Dataset\d+_", "", dataset)).strip("_")
 
 
-def _check_network(checkpoint: Mapping[str, Any]) -> None:
-    """Refuses plans that name something else than a network class, before nnU-Net calls what they name."""
+def _usual_preset(checkpoint: Mapping[str, Any]) -> str:
+    """Returns the preset of the pre-training, or the one that does what the checkpoint's authors do."""
     arguments = checkpoint["init_args"]
-    facts = facts_of(arguments["plans"], arguments["configuration"], arguments["dataset_json"])
-    locate_network(facts.architecture["network_class_name"])
+    origin = arguments.get(EXTRAS_KEY, {}).get("origin", {}).get("format", "")
+    usual = next((preset for start, preset in _ORIGIN_PRESETS.items() if origin.startswith(start)), "default")
+    return str(arguments["plans"].get(SETTINGS_KEY, {}).get("preset", usual))
+
+
+def _training(
+    training: TrainingSettings,
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    report: Callable[[str], None],
+) -> TrainingSettings:
+    """Returns the preset's training, without deep supervision if the network has only one output."""
+    facts = facts_of(plans, configuration, dataset_json)
+    arguments = facts.architecture["arch_kwargs"]
+    if not (training.deep_supervision and facts.architecture["network_class_name"].endswith(AdaptedNetwork.__name__)):
+        return training
+    channels = (len(facts.channels), len(facts.outputs.names))
+    build = partial(AdaptedNetwork, *channels, **{**arguments, "deep_supervision": True})
+    try:
+        try_network(build, channels, plans["configurations"][configuration]["patch_size"], arguments["strides"])
+    except ValueError:
+        report(f"note: {facts.class_name} is trained without deep supervision, which it does not offer")
+        return training.model_copy(update={"deep_supervision": False})
+    return training
+
+
+def _check_network(checkpoint: Mapping[str, Any]) -> None:
+    """Refuses plans that name something else than network classes, before nnU-Net calls what they name."""
+    for path in imports_of(checkpoint):
+        locate_network(path)
 
 
 def _transfer_settings(

@@ -13,6 +13,9 @@ from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.parts import unaliased
 from nnunet_pretrain.transfer.heads import Outputs, outputs_of
 
+PLANNED_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+"""The U-Nets of nnU-Net's planners, whose names and topology the rules know."""
+
 
 @dataclass(frozen=True)
 class NetworkFacts:
@@ -41,9 +44,10 @@ class NetworkFacts:
 
     @property
     def num_stages(self) -> int | None:
-        """Number of encoder stages of an nnU-Net network, None for others."""
-        stages = self.architecture["arch_kwargs"].get("n_stages")
-        return None if stages is None else int(stages)
+        """Number of encoder stages of a U-Net that nnU-Net plans, None for other networks."""
+        if self.class_name not in PLANNED_NETWORKS:
+            return None
+        return int(self.architecture["arch_kwargs"]["n_stages"])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.planning.plan import planned_by_preset
 from nnunet_pretrain.planning.preset import Preset
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
+from nnunet_pretrain.transfer.pretrained_network import PLANNED_NETWORKS
 
 Keep = Literal["pretrained", "target"]
 
@@ -65,7 +66,7 @@ def target_plans(
         **plans,
         "dataset_name": name,
         "plans_name": plans_name,
-        "image_reader_writer": reader_for(source["image_reader_writer"], dataset_json),
+        "image_reader_writer": reader_for(source.get("image_reader_writer"), dataset_json),
         "configurations": {configuration: chosen},
     }
 
@@ -89,10 +90,12 @@ def _as_pretrained(
             "the checkpoint does not say at which spacing or patch it was trained, so they cannot be kept; "
             "plan with --keep target"
         )
-    forward = source["transpose_forward"]
+    forward = source["transpose_forward"] or [0, 1, 2]
     plans = {key: copy.deepcopy(value) for key, value in source.items() if key != SETTINGS_KEY}
     return {
         **plans,
+        "transpose_forward": forward,
+        "transpose_backward": source["transpose_backward"] or [0, 1, 2],
         "original_median_spacing_after_transp": np.median(fingerprint["spacings"], 0)[forward].tolist(),
         "original_median_shape_after_transp": [
             round(size) for size in np.median(fingerprint["shapes_after_crop"], 0)[forward].tolist()
@@ -123,6 +126,8 @@ def keep_intensities(
     known = {channel.lower(): i for i, channel in enumerate(pretrained)}
     if len(target) == len(pretrained) == 1:
         known[target[0].lower()] = 0
+    if chosen["normalization_schemes"] is None:
+        known = {}
     schemes, masks, properties, notes = [], [], {}, []
     old = plans["foreground_intensity_properties_per_channel"]
     for i, channel in enumerate(target):
@@ -131,10 +136,12 @@ def keep_intensities(
             schemes.append(get_normalization_scheme(channel).__name__)
             masks.append(False)
             properties[str(i)] = fingerprint["foreground_intensity_properties_per_channel"][str(i)]
-            notes.append(f"channel '{channel}' is new to the checkpoint, it is normalised by the target's own numbers")
+            notes.append(
+                f"channel '{channel}' is unknown to the checkpoint, it is normalised by the target's own numbers"
+            )
         else:
             schemes.append(chosen["normalization_schemes"][place])
-            masks.append(chosen["use_mask_for_norm"][place])
+            masks.append((chosen["use_mask_for_norm"] or [False] * len(pretrained))[place])
             properties[str(i)] = old[str(place)]
             if channel.lower() != pretrained[place].lower():
                 notes.append(f"channel '{channel}' is taken to be '{pretrained[place]}', and normalised as that")
@@ -156,7 +163,9 @@ def _as_target(planned: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
     """Puts the checkpoint's network into the target's configuration, with the target's depth, strides and kernels."""
     kept = copy.deepcopy(chosen["architecture"])
     old, new = kept["arch_kwargs"], planned["architecture"]["arch_kwargs"]
-    if "n_stages" not in old:  # a network nnU-Net cannot plan keeps its shape and patch
+    if not kept["network_class_name"].endswith(
+        PLANNED_NETWORKS
+    ):  # a network nnU-Net cannot plan keeps its shape and patch
         return {
             **planned,
             "architecture": kept,
@@ -177,7 +186,7 @@ def _fitted(per_stage: Any, length: int) -> list[int]:
     return [*values, *[values[-1]] * length][:length]
 
 
-def reader_for(pretrained_reader: str, dataset_json: Mapping[str, Any]) -> str:
+def reader_for(pretrained_reader: str | None, dataset_json: Mapping[str, Any]) -> str:
     """Returns the reader for the target: the checkpoint's, so that patients lie the same way round.
 
     A network that learned on images turned to RAS would otherwise see the target in whatever orientation it is stored.
@@ -187,6 +196,8 @@ def reader_for(pretrained_reader: str, dataset_json: Mapping[str, Any]) -> str:
         recursive_find_reader_writer_by_name,
     )
 
+    if not pretrained_reader:
+        return str(determine_reader_writer_from_dataset_json(dict(dataset_json), verbose=False).__name__)
     reader = recursive_find_reader_writer_by_name(pretrained_reader)
     if dataset_json["file_ending"].lower() in reader.supported_file_endings:
         return pretrained_reader

@@ -48,9 +48,7 @@ def transfer_weights(
         settings.sha256 or "",
         tuple(entry for entry, _ in entries),
         tuple(transfer.ignored(entry for entry, _ in entries)),
-        describe_heads(settings.heads, pretrained.facts.outputs, target.outputs)
-        if settings.parts == "all"
-        else dict.fromkeys(target.outputs.names, "initialised, only the encoder is transferred"),
+        transfer.described_heads(),
         pretrained.notes,
     )
     if not settings.allow_partial:
@@ -78,6 +76,16 @@ class _Transfer:
     def entries(self) -> list[tuple[TensorReport, Tensor | None]]:
         """Returns for every tensor of the target what is said of it and what is loaded into it."""
         return [self._entry(name, tensor) for name, tensor in self.targets.items()]
+
+    def described_heads(self) -> dict[str, str]:
+        """Returns for every output of the target what it starts from."""
+        names = self.target.outputs.names
+        if self.settings.parts == "encoder":
+            return dict.fromkeys(names, "initialised, only the encoder is transferred")
+        sources = (source_name(name, self.pretrained.facts, self.target)[0] for name in self.heads)
+        if not any(source in self.pretrained.weights for source in sources):
+            return dict.fromkeys(names, "initialised, the checkpoint holds no head")
+        return describe_heads(self.settings.heads, self.pretrained.facts.outputs, self.target.outputs)
 
     def _entry(self, name: str, start: Tensor) -> tuple[TensorReport, Tensor | None]:
         source, reason = source_name(name, self.pretrained.facts, self.target)
@@ -158,7 +166,9 @@ class _Transfer:
         """Whether a convolution with as many inputs as the image has channels is the first layer."""
         if self.target.num_stages is None:
             return self.parts[name] == "encoder"
-        return name.endswith("conv.weight") and name.startswith(("encoder.stem.convs.0.", "encoder.stages.0.0.convs.0."))
+        return name.endswith("conv.weight") and name.startswith(
+            ("encoder.stem.convs.0.", "encoder.stages.0.0.convs.0.")
+        )
 
     def _fit_kernel(self, name: str, weight: Tensor, start: Tensor) -> Fitted:
         old, new = tuple(weight.shape[2:]), tuple(start.shape[2:])
