@@ -1,9 +1,13 @@
 """Networks of other programs, small, under the names their checkpoints have, and what lies in those files."""
 
 import pickle
+from collections import OrderedDict
 
 import numpy as np
 import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 
@@ -241,3 +245,67 @@ def text_head(bottom=8):
         "module.precls_conv.2.bias": torch.zeros(8),
         "module.text_to_vision.weight": torch.zeros(bottom, 512),
     }
+
+
+ISOTROPIC = {"pools": [[2, 2, 2], [2, 2, 2]], "kernels": [[3, 3, 3]] * 3}
+ANISOTROPIC = {"pools": [[1, 2, 2], [2, 2, 2]], "kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]]}
+FLAT = {"pools": [[2, 2], [2, 1]], "kernels": [[3, 3]] * 3}
+SMALL_STUNET = {
+    "n_stages": 3,
+    "features_per_stage": [4, 8, 8],
+    "kernel_sizes": [[3, 3, 3]] * 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [1, 1, 2]],
+    "n_blocks_per_stage": [2, 2, 2],
+}
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def origin_of(checkpoint):
+    return checkpoint["init_args"]["nnunet_pretrain"]["origin"]
+
+
+def configuration_of(checkpoint):
+    return PlansManager(checkpoint["init_args"]["plans"]).get_configuration(checkpoint["init_args"]["configuration"])
+
+
+def built(checkpoint, strict=True, deep_supervision=True):
+    """The network nnU-Net builds from the plans, with the checkpoint's weights."""
+    arguments = checkpoint["init_args"]
+    chosen = configuration_of(checkpoint)
+    labels = LabelManager(arguments["dataset_json"]["labels"], arguments["dataset_json"].get("regions_class_order"))
+    network = get_network_from_plans(
+        chosen.network_arch_class_name,
+        chosen.network_arch_init_kwargs,
+        chosen.network_arch_init_kwargs_req_import,
+        len(arguments["dataset_json"]["channel_names"]),
+        labels.num_segmentation_heads,
+        deep_supervision=deep_supervision,
+    )
+    network.load_state_dict(checkpoint["network_weights"], strict=strict)
+    return network.eval()
+
+
+def wrapped(weights, prefix="module."):
+    return OrderedDict((prefix + name, tensor) for name, tensor in weights.items())
+
+
+def accounted(checkpoint, source, table, prefix=""):
+    """Asserts that every tensor is converted or left out with a reason, never both, and that names come back."""
+    unmapped = origin_of(checkpoint)["unmapped"]
+    back = table.to_origin(checkpoint["network_weights"])
+    assert {prefix + name for name in back.values()} | set(unmapped) >= set(source)
+    assert not {prefix + name for name in back.values()} & set(unmapped)
+    assert all(unmapped.values())
+    forth = table.to_v2([name.removeprefix(prefix) for name in source if name not in unmapped])
+    assert len(forth) == len(source) - len(unmapped)
+    assert table.to_origin(forth.values()) == {v2: name for name, v2 in forth.items()}
+
+
+def v1_file(tmp_path, shape, **arguments):
+    features = {"features": [4, 6, 8]}
+    network = randomised(GenericUNet(**{"inputs": 1, "outputs": 3, **features, **shape, **arguments}))
+    return network, saved(tmp_path / "any_name.bin", v1_model(network.state_dict()))

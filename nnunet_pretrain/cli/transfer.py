@@ -12,6 +12,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Adds this module's verbs to the parser."""
     _add_plan_transfer(verbs.add_parser("plan_transfer", help="plan a target from a checkpoint, and its control"))
 
+    _add_study(verbs.add_parser("study", help="compare pre-trained with from scratch at several numbers of labels"))
     _add_export(verbs.add_parser("export", help="write a checkpoint as safetensors, stock nnU-Net model, or for nnssl"))
     verb = verbs.add_parser("inspect", help="print what a checkpoint knows about itself")
     verb.add_argument("checkpoint", type=Path)
@@ -44,6 +45,55 @@ def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
     add_processes(verb)
     verb.set_defaults(run=_plan_transfer)
+
+
+def _add_study(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
+    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    verb.add_argument("--fractions", nargs="+", type=float, default=[0.05, 0.1, 0.25, 0.5, 1.0], metavar="F")
+    verb.add_argument("--seeds", type=int, default=3, help="repetitions (default: %(default)s)")
+    verb.add_argument(
+        "--arms",
+        nargs="+",
+        default=["scratch", "pretrained"],
+        metavar="ARM",
+        help="built-in arms, or NAME=FILE.json with settings that differ (default: scratch pretrained)",
+    )
+    verb.add_argument("-n", default="study", metavar="NAME", help="name of the study (default: %(default)s)")
+    verb.add_argument("--preset", help="a recipe, or your own .json (default: the pre-training's)")
+    verb.add_argument("--test", default="0", help="fold whose validation cases are held out, or imagesTs (default: 0)")
+    verb.add_argument("--exclude", nargs="+", default=[], metavar="CASE", help="cases never to test on")
+    verb.add_argument("--nsd", type=float, default=1.0, metavar="MM", help="tolerance of the surface Dice (default: 1)")
+    verb.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    verb.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
+    verb.add_argument("-o", type=Path, metavar="DIR", help="results (default: nnUNet_results/TARGET/study_NAME)")
+    add_processes(verb)
+    verb.set_defaults(run=_study)
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    from nnunet_pretrain.study import StudyOptions, run_study
+
+    folder = run_study(
+        StudyOptions(
+            dataset=arguments.d,
+            checkpoint=arguments.c,
+            fractions=tuple(arguments.fractions),
+            seeds=arguments.seeds,
+            arms=tuple(arguments.arms),
+            name=arguments.n,
+            preset=arguments.preset,
+            test=arguments.test,
+            exclude=tuple(arguments.exclude),
+            jobs=arguments.jobs,
+            device=arguments.device,
+            out=arguments.o,
+            num_processes=arguments.np,
+            nsd_mm=arguments.nsd,
+        ),
+        report=print,
+    )
+    print(f"results in {folder}: table.md, study.png, results.csv, results.json")
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:

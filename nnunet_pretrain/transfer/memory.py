@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+import torch
+
 from nnunet_pretrain.transfer.pretrained_network import NetworkFacts
 
 # nnU-Net's reference (ExperimentPlanner): so many feature map values of one patch, in batches of 2, fill 8 GB.
@@ -27,18 +29,20 @@ def estimated_gb(facts: NetworkFacts, patch_size: Sequence[int], batch_size: int
 
 
 def _values(facts: NetworkFacts, patch_size: Sequence[int]) -> float:
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    """Returns the number of values in all feature maps of one patch, as nnU-Net's planner counts them."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    return float(
-        ExperimentPlanner.static_estimate_VRAM_usage(
-            tuple(patch_size),
+    architecture = facts.architecture
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
             len(facts.channels),
             len(facts.outputs.names),
-            facts.architecture["network_class_name"],
-            facts.architecture["arch_kwargs"],
-            facts.architecture["_kw_requires_import"],
+            allow_init=False,
         )
-    )
+    return float(network.compute_conv_feature_map_size(tuple(patch_size)))
 
 
 def fitted_batch(
