@@ -25,7 +25,7 @@ def trainer(pretrained, monkeypatch):
         monkeypatch.setenv(variable, value)
     folder = pretrained.root / "nnUNet_preprocessed/Dataset901_Target"
 
-    def make(start="nnUNetTransferPlans_Merged", training=None, **fine_tuning):
+    def make(start="nnUNetTransferPlans_Merged", training=None, run=True, **fine_tuning):
         plans = json.loads((folder / f"{start}.json").read_text(encoding="utf-8"))
         plans["plans_name"] = "FineTuned"
         plans["nnunet_pretrain"]["fine_tuning"].update(fine_tuning)
@@ -35,7 +35,8 @@ def trainer(pretrained, monkeypatch):
             "901", "3d_fullres", 0, "nnUNetTrainerTransfer", "FineTuned", device=torch.device("cpu")
         )
         made.get_dataloaders = lambda: (None, None)  # batches are made by hand
-        made.on_train_start()
+        if run:
+            made.on_train_start()
         return made
 
     yield make
@@ -101,6 +102,21 @@ def test_every_part_learns_at_its_own_rate_over_the_whole_schedule(trainer):
         rates.append(groups[0]["lr"])
     assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
     assert len(ratio) == len(names)
+
+
+def test_nnunets_own_pretrained_weights_beside_ours_are_refused_and_with_the_control_named(trainer, pretrained, capsys):
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    for start, message in (("", "start from .* already has other weights"), ("__scratch", "")):
+        made = trainer(f"nnUNetTransferPlans_Merged{start}", run=False)
+        made.initialize()
+        load_pretrained_weights(made.network, str(pretrained.checkpoint), verbose=False)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                made.on_train_start()
+        else:
+            made.on_train_start()
+            assert "Weights were loaded by nnU-Net's -pretrained_weights" in capsys.readouterr().out
 
 
 def test_the_heads_have_a_rise_of_their_own_before_the_warm_up():

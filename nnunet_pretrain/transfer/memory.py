@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-import torch
-
-from nnunet_pretrain.transfer.pretrained_network import NetworkFacts
+from nnunet_pretrain.transfer.pretrained_network import NetworkFacts, network_without_memory
 
 # nnU-Net's reference (ExperimentPlanner): so many feature map values of one patch, in batches of 2, fill 8 GB.
 _REFERENCE_VALUES, _REFERENCE_GB, _REFERENCE_BATCH = 560_000_000, 8.0, 2
@@ -30,18 +28,7 @@ def estimated_gb(facts: NetworkFacts, patch_size: Sequence[int], batch_size: int
 
 def _values(facts: NetworkFacts, patch_size: Sequence[int]) -> float:
     """Returns the number of values in all feature maps of one patch, as nnU-Net's planner counts them."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    architecture = facts.architecture
-    with torch.device("meta"):
-        network = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            len(facts.channels),
-            len(facts.outputs.names),
-            allow_init=False,
-        )
+    network: Any = network_without_memory(facts)
     return float(network.compute_conv_feature_map_size(tuple(patch_size)))
 
 

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.portable import imports_of
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
@@ -35,7 +33,7 @@ from nnunet_pretrain.transfer.compare import Comparison, compare
 from nnunet_pretrain.transfer.heads import describe_heads, match_heads, outputs_of
 from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, write_list
 from nnunet_pretrain.transfer.memory import estimated_gb, fitted_batch
-from nnunet_pretrain.transfer.pretrained_network import facts_of, pretrained_network
+from nnunet_pretrain.transfer.pretrained_network import facts_of, network_without_memory, pretrained_network
 from nnunet_pretrain.transfer.report import TransferReport
 from nnunet_pretrain.transfer.target_plans import Keep, keep_intensities, target_plans
 from nnunet_pretrain.transfer.weights import transfer_weights
@@ -218,20 +216,8 @@ def _try_transfer(
     settings: PretrainSettings,
 ) -> TransferReport:
     """Works the transfer out on networks without memory."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     facts = facts_of(plans, configuration, dataset_json)
-    architecture = facts.architecture
-    with torch.device("meta"):
-        network = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            len(facts.channels),
-            len(facts.outputs.names),
-            allow_init=False,
-            deep_supervision=settings.training.deep_supervision,
-        )
+    network = network_without_memory(facts, settings.training.deep_supervision)
     assert settings.transfer is not None
     pretrained = pretrained_network(content, plans["transpose_forward"])
     return transfer_weights(network, facts, pretrained, settings.transfer)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
@@ -48,6 +49,22 @@ class NetworkFacts:
         if self.class_name not in PLANNED_NETWORKS:
             return None
         return int(self.architecture["arch_kwargs"]["n_stages"])
+
+
+def network_without_memory(facts: NetworkFacts, deep_supervision: bool = False) -> nn.Module:
+    """Builds a network as nnU-Net does, on the device "meta": it has names and shapes, and no values."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    with torch.device("meta"):
+        return get_network_from_plans(
+            facts.architecture["network_class_name"],
+            facts.architecture["arch_kwargs"],
+            facts.architecture["_kw_requires_import"],
+            len(facts.channels),
+            len(facts.outputs.names),
+            allow_init=False,
+            deep_supervision=deep_supervision,
+        )
 
 
 @dataclass(frozen=True)
