@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import nnunet_pretrain
@@ -94,3 +96,16 @@ def dataset_name(dataset: int | str) -> str:
     if len(names) > 1:
         raise ValueError(f"id {dataset} names several datasets in {raw}: {', '.join(names)}; keep one of them")
     return names[0]
+
+
+def console_script(name: str) -> str:
+    """Returns the console script beside the running Python, or else the one on the search path.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"command '{name}' not found; install the package with `pip install .`")
+    return found

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from nnunet_runs import SMALL, TARGET_LABELS
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_pretrain.conversion import merge
@@ -12,6 +13,7 @@ from nnunet_pretrain.conversion.duplicates import FINGERPRINTS
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.phantom.datasets import write_phantom_target
 from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, moved_to_training, write_list
+from nnunet_pretrain.transfer.plan_transfer import PlanOptions, plan_transfer
 from nnunet_pretrain.transfer.target_fingerprints import CACHE
 
 LABELS = {"liver": ("liver",), "spleen": ("spleen",)}
@@ -222,3 +224,24 @@ def test_a_fold_of_leaked_cases_only_is_refused():
         moved_to_training({"a"}, folds)
     moved = moved_to_training({"b"}, folds)
     assert [(fold.train, fold.val) for fold in moved] == [(("a", "b"), ("c",)), (("b", "c"), ("a",))]
+
+
+@pytest.mark.slow
+def test_plan_transfer_names_leaked_cases_and_keeps_them_out_of_every_validation(pretrained, monkeypatch):
+    for variable, value in pretrained.environment.items():
+        monkeypatch.setenv(variable, value)
+    raw = pretrained.root / "nnUNet_raw/Dataset930_Leaked"
+    # The pre-training has the phantom with seed 0, as BTCV; here it is to be held out, beside another one.
+    write_phantom_target(raw, TARGET_LABELS, [80], [0, 81], [], **SMALL)
+    options = PlanOptions(dataset=930, checkpoint=pretrained.checkpoint, exclude_leaked=True, num_processes=1)
+    said = []
+    planned = plan_transfer(options, said.append)
+    assert any(line.startswith("WARNING, leakage: 1 training cases of Dataset930_Leaked") for line in said)
+    folder = pretrained.root / "nnUNet_preprocessed/Dataset930_Leaked"
+    found = read_json(folder / "leakage_nnUNetTransferPlans_Merged.json")
+    assert [entry["case"] for entry in found["cases"]] == ["case_0000"]
+    for plans in (planned.transfer, planned.scratch):
+        folds = read_json(plans)["nnunet_pretrain"]["folds"]
+        assert [{part: sorted(fold[part]) for part in fold} for fold in folds] == [
+            {"train": ["case_0000", "case_0080"], "val": ["case_0081"]}
+        ]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.folders import console_script
 
 _EPOCH = re.compile(r"Epoch (\d+)\s*$")
 
@@ -60,7 +59,7 @@ class Workflow:
         log = self.folder / "logs" / f"{number:02d}_{command[0]}.txt"
         log.parent.mkdir(exist_ok=True)
         started = time.monotonic()
-        code = self._stream([_executable(str(command[0])), *map(str, command[1:])], log, epochs)
+        code = self._stream([console_script(str(command[0])), *map(str, command[1:])], log, epochs)
         if code:
             end = "; ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
             raise ValueError(f"'{text}' failed with exit code {code}; full log in {log}; it ends with: {end}")
@@ -90,12 +89,3 @@ class Workflow:
                 process.terminate()
                 raise
             return process.wait()
-
-
-def _executable(name: str) -> str:
-    """Returns the console script beside the running Python, or else the one on the search path."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"command '{name}' not found; install the package with `pip install .`")
-    return found
