@@ -8,7 +8,8 @@ end above the bladder. Everything after that is `nnunet_pretrain study`: equal p
 every arm, nnU-Net's own training command, scores on cases nobody trained on.
 
 `--study fractions` compares with the control from scratch, `--study ablation` all arms at one fraction, against stock
-`-pretrained_weights` too; `--study long` gives both arms four times the steps, so that the control converges. What is done stays in the work folder and is not repeated.
+`-pretrained_weights` too; `--study long` gives both arms four times the steps, so that the control converges. What is
+done stays in the work folder and is not repeated.
 Run `python benchmarks/transfer.py /tmp/transfer --study fractions --jobs 2`.
 """
 
@@ -244,7 +245,7 @@ def command(words: list[Any], **variables: str) -> None:
 
 
 def study(work: Path, scale: Scale, arguments: argparse.Namespace) -> Path:
-    """Runs one of the two studies; both share the runs' plans by name of the study only."""
+    """Runs one of the three studies."""
     from nnunet_pretrain.study import StudyOptions, run_study
     from nnunet_pretrain.study.arms import ARMS
 
