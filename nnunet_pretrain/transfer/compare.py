@@ -171,7 +171,8 @@ def _window(side: Mapping[str, Any]) -> str:
     properties = side.get("foreground_intensity_properties_per_channel") or {}
     return (
         ", ".join(
-            f"{numbers['percentile_00_5']:.0f} to {numbers['percentile_99_5']:.0f}" for numbers in properties.values()
+            f"{numbers['percentile_00_5']:.0f} to {numbers['percentile_99_5']:.0f}" if numbers else "unknown"
+            for numbers in properties.values()
         )
         or "unknown"
     )

@@ -236,7 +236,7 @@ def _fit_batch(
     arguments = content["init_args"]
     old = facts_of(arguments["plans"], configuration, arguments["dataset_json"])
     memory = gpu_memory_gb or estimated_gb(old, chosen["patch_size"], chosen["batch_size"])
-    if memory is None:
+    if memory is None or len(chosen["spacing"]) != 3:
         return
     spacing = [chosen["spacing"][list(plans["transpose_forward"]).index(axis)] for axis in range(3)]
     shapes = [

@@ -12,6 +12,7 @@ from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.planning.plan import planned_by_preset
 from nnunet_pretrain.planning.preset import Preset
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
+from nnunet_pretrain.transfer.memory import MIN_BATCH
 from nnunet_pretrain.transfer.pretrained_network import PLANNED_NETWORKS
 
 Keep = Literal["pretrained", "target"]
@@ -90,6 +91,7 @@ def _as_pretrained(
             "the checkpoint does not say at which spacing or patch it was trained, so they cannot be kept; "
             "plan with --keep target"
         )
+    chosen["batch_size"] = chosen["batch_size"] or MIN_BATCH
     forward = source["transpose_forward"] or [0, 1, 2]
     plans = {key: copy.deepcopy(value) for key, value in source.items() if key != SETTINGS_KEY}
     return {
