@@ -433,7 +433,7 @@ def test_a_real_study_is_resumed_extended_and_refuses_other_options(pretrained, 
 @pytest.mark.slow
 def test_an_interrupted_study_saves_and_goes_on(pretrained, tiny_study, tmp_path):
     preset = json.loads((tmp_path / "short.json").read_text(encoding="utf-8"))
-    preset["transfer"].update(num_iterations_per_epoch=40, save_every=1)
+    preset["transfer"].update(num_iterations_per_epoch=15, save_every=1)
     (tmp_path / "short.json").write_text(json.dumps(preset), encoding="utf-8")
     options = {**tiny_study, "name": "stopped", "arms": ("scratch",)}
     code = f"from pathlib import PosixPath\nfrom nnunet_pretrain.study import *\nrun_study(StudyOptions(**{options!r}))"

@@ -18,6 +18,9 @@ from nnunet_pretrain.transfer.target_plans import Keep
 FAR = 2.5
 """Spacings further apart than this factor are worth a plan of the target's own."""
 
+SHARED = 0.5
+"""Windows that share less of the narrower one are worth a plan of the target's own (measured: benchmarks/RESULTS.md)."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -96,7 +99,7 @@ def compare(
         Row("batch", str(old["batch_size"]), "", str(new["batch_size"])),
         Row("memory GB", _gb(old), "", _gb(new)),
     ]
-    return Comparison(tuple(rows), *_recommend(old, spacing, own))
+    return Comparison(tuple(rows), *_recommend(old, spacing, own, _shared_window(source, fingerprint)))
 
 
 def _facts(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +109,9 @@ def _facts(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[s
     return {**chosen, "channels": channel_names(dataset_json), "facts": facts_of(plans, configuration, dataset_json)}
 
 
-def _recommend(old: Mapping[str, Any], spacing: Sequence[float], channels: Sequence[str]) -> tuple[Keep, str]:
+def _recommend(
+    old: Mapping[str, Any], spacing: Sequence[float], channels: Sequence[str], shared_window: float
+) -> tuple[Keep, str]:
     """Returns what to keep, and the reason."""
     if old["spacing"] is None or old["patch_size"] is None:
         return "target", "the checkpoint does not say at which spacing and patch it was trained"
@@ -126,9 +131,25 @@ def _recommend(old: Mapping[str, Any], spacing: Sequence[float], channels: Seque
             f"the target's spacing of {spacing[worst]:.3g} mm is {factors[worst]:.1f} times away from the checkpoint's "
             f"{old['spacing'][worst]:.3g} mm along axis {worst}: resampling would invent or lose detail"
         )
+    if "CTNormalization" in schemes and shared_window < SHARED:
+        return "target", (
+            f"the windows of checkpoint and target share only {shared_window:.0%} of the narrower one: the "
+            f"checkpoint's would clip what tells the target's structures apart"
+        )
     return "pretrained", (
         "spacing and normalisation are close enough, and the whole network then works as it was trained"
     )
+
+
+def _shared_window(source: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> float:
+    """Returns the part of the narrower intensity window that the other one covers, the least over all channels."""
+    key, shares = "foreground_intensity_properties_per_channel", [1.0]
+    for old, new in zip((source.get(key) or {}).values(), fingerprint[key].values(), strict=False):
+        if old and new:
+            (low, high), (other_low, other_high) = ((w["percentile_00_5"], w["percentile_99_5"]) for w in (old, new))
+            shared = max(0.0, min(high, other_high) - max(low, other_low))
+            shares.append(shared / max(1e-6, min(high - low, other_high - other_low)))
+    return min(shares)
 
 
 def _mm(spacing: Sequence[float] | None) -> str:
