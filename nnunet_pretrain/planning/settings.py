@@ -82,7 +82,7 @@ class FineTuning(BaseModel):
     """How a transferred network is trained differently from a new one; the control from scratch leaves all of it out.
 
     The factors multiply the schedule's learning rate and hold over the whole run. By default nothing is frozen and all
-    layers learn alike: in the ablation of benchmarks/RESULTS.md, a phase of the heads alone and layer-wise decay made no
+    layers learn alike: in the ablation of benchmarks/RESULTS.md a phase of the heads alone and layer-wise decay made no
     difference beyond the spread over seeds.
 
     Attributes:

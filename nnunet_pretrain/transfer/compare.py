@@ -19,7 +19,7 @@ FAR = 2.5
 """Spacings further apart than this factor are worth a plan of the target's own."""
 
 SHARED = 0.5
-"""Windows that share less of the narrower one are worth a plan of the target's own (measured: benchmarks/RESULTS.md)."""
+"""Windows that share less of the narrower one are worth a plan of the target's own (see benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True)
