@@ -5,6 +5,7 @@ import re
 import pytest
 
 from nnunet_pretrain.transfer.compare import _recommend, _shared_window
+from nnunet_pretrain.transfer.plan_transfer import _usual_preset
 
 CT = {"spacing": [1.5, 1.5, 1.5], "patch_size": [96, 96, 96], "normalization_schemes": ["CTNormalization"]}
 KEY = "foreground_intensity_properties_per_channel"
@@ -36,3 +37,21 @@ def test_windows_are_compared_by_the_narrower_one():
     assert _shared_window(window(-34, 290), window(-930, 53)) == pytest.approx(87 / 324)
     assert _shared_window(window(-34, 0), window(10, 53)) == 0
     assert _shared_window({KEY: None}, window(10, 53)) == 1
+
+
+def checkpoint(preset=None, origin=None):
+    plans = {"nnunet_pretrain": {"preset": preset}} if preset else {}
+    extras = {"nnunet_pretrain": {"origin": {"format": origin}}} if origin else {}
+    return {"init_args": {"plans": plans, **extras}}
+
+
+def test_the_preset_is_that_of_the_pretraining_or_of_its_authors(tmp_path):
+    said = []
+    assert _usual_preset(checkpoint("resenc_m"), said.append) == "resenc_m"
+    assert _usual_preset(checkpoint(origin="SuPreM (SegResNet)"), said.append) == "suprem"
+    assert _usual_preset(checkpoint(), said.append) == "default"
+    (tmp_path / "own.json").write_text("{}", encoding="utf-8")
+    assert _usual_preset(checkpoint(str(tmp_path / "own.json")), said.append) == str(tmp_path / "own.json")
+    assert said == []
+    assert _usual_preset(checkpoint("/elsewhere/own.json"), said.append) == "default"
+    assert "preset /elsewhere/own.json is not here" in said[0]

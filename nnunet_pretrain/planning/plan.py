@@ -17,7 +17,7 @@ from nnunet_pretrain.folders import dataset_name, nnunet_folder
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.networks.adapter import AdaptedNetwork
 from nnunet_pretrain.networks.trial import try_network
-from nnunet_pretrain.planning.preset import Architecture, Network, Preset, load_preset, preset_file
+from nnunet_pretrain.planning.preset import Architecture, Network, Preset, load_preset, recorded_name
 from nnunet_pretrain.planning.resampling import Resampling, use_torch_resampling
 from nnunet_pretrain.planning.settings import PRETRAIN_PLANS, SETTINGS_KEY, PretrainSettings
 
@@ -59,8 +59,7 @@ def plan(
     plans = planned_by_preset(name, chosen, PRETRAIN_PLANS)
     if (resampling or chosen.resampling) == "torch":
         plans = use_torch_resampling(plans)
-    recorded = str(preset_file(preset)) if preset.endswith(".json") else preset
-    settings = PretrainSettings(preset=recorded, training=chosen.training)
+    settings = PretrainSettings(preset=recorded_name(preset), training=chosen.training)
     write_json(path, {**plans, SETTINGS_KEY: settings.model_dump(mode="json", exclude_none=True)})
     return path
 

@@ -146,6 +146,11 @@ def preset_file(name: str) -> Path:
     return path
 
 
+def recorded_name(name: str) -> str:
+    """Returns how plans name a preset: a recipe by its name, the user's own file by its whole path."""
+    return str(preset_file(name)) if name.endswith(".json") else name
+
+
 def load_preset(name: str) -> Preset:
     """Reads and checks a preset.
 

@@ -20,7 +20,7 @@ from nnunet_pretrain.networks.adapter import AdaptedNetwork
 from nnunet_pretrain.networks.locate import locate_network
 from nnunet_pretrain.networks.trial import try_network
 from nnunet_pretrain.planning.plan import extract_fingerprint
-from nnunet_pretrain.planning.preset import load_preset
+from nnunet_pretrain.planning.preset import load_preset, recorded_name
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
     Fold,
@@ -118,7 +118,7 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
     _copy_dataset_files(nnunet_folder("nnUNet_raw") / name, folder)
     fingerprint = read_json(folder / "dataset_fingerprint.json")
     plans_name, scratch_name = transfer_plans_names(options.name or default_name(content))
-    preset_name = options.preset or _usual_preset(content)
+    preset_name = recorded_name(options.preset or _usual_preset(content, report))
     preset = load_preset(preset_name)
     configuration = content["init_args"]["configuration"]
     plans = target_plans(name, content, dataset_json, fingerprint, options.keep, preset, plans_name)
@@ -156,12 +156,16 @@ def default_name(checkpoint: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", re.sub(r"^Dataset\d+_", "", dataset)).strip("_")
 
 
-def _usual_preset(checkpoint: Mapping[str, Any]) -> str:
+def _usual_preset(checkpoint: Mapping[str, Any], report: Callable[[str], None]) -> str:
     """Returns the preset of the pre-training, or the one that does what the checkpoint's authors do."""
     arguments = checkpoint["init_args"]
     origin = arguments.get(EXTRAS_KEY, {}).get("origin", {}).get("format", "")
     usual = next((preset for start, preset in _ORIGIN_PRESETS.items() if origin.startswith(start)), "default")
-    return str(arguments["plans"].get(SETTINGS_KEY, {}).get("preset", usual))
+    named = str(arguments["plans"].get(SETTINGS_KEY, {}).get("preset", usual))
+    if named.endswith(".json") and not Path(named).is_file():
+        report(f"note: the pre-training's preset {named} is not here; the target is trained by '{usual}'")
+        return usual
+    return named
 
 
 def _training(
