@@ -1,6 +1,7 @@
 """Shared fixtures: small sources on disk, and one real pre-training that several tests look at."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from nnunet_pretrain.conversion import find_source, merge
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(ENVIRONMENT)  # nnU-Net reads some of them when it is imported
 
 

@@ -437,7 +437,8 @@ def test_an_interrupted_study_saves_and_goes_on(pretrained, tiny_study, tmp_path
     (tmp_path / "short.json").write_text(json.dumps(preset), encoding="utf-8")
     options = {**tiny_study, "name": "stopped", "arms": ("scratch",)}
     code = f"from pathlib import PosixPath\nfrom nnunet_pretrain.study import *\nrun_study(StudyOptions(**{options!r}))"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
         log = tmp_path / "out/logs/scratch_1cases_s0.txt"
         while not (log.is_file() and "Epoch 0" in log.read_text(encoding="utf-8")):
             assert process.poll() is None, process.stderr.read()
