@@ -113,3 +113,11 @@ def same_weights(first, second):
 
 def no_path_of_this_machine(content):
     return not any(text in content for text in (b"/home/", b"C:\\", b"/tmp/", b"someone"))
+
+
+def save_as_trained(model, content):
+    """Saves a checkpoint in its fold's folder below a model, as nnU-Net does, and returns the file."""
+    folder = model / f"fold_{content['init_args']['fold']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(content, folder / "checkpoint_final.pth")
+    return folder / "checkpoint_final.pth"

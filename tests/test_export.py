@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ import torch
 from foreign_networks import GenericUNet, nnssl_checkpoint, randomised, v1_model
 from nnunet_runs import run, script
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from small_checkpoints import DYNAMIC, NETWORKS, bits, checkpoint, no_path_of_this_machine, same_weights
+from small_checkpoints import (
+    DYNAMIC,
+    NETWORKS,
+    bits,
+    checkpoint,
+    no_path_of_this_machine,
+    same_weights,
+    save_as_trained,
+)
 
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.transfer.export import export
@@ -18,14 +27,7 @@ from nnunet_pretrain.transfer.export import export
 @pytest.fixture
 def saved(tmp_path):
     """Saves a checkpoint where nnU-Net would, and returns the file."""
-
-    def save(content):
-        folder = tmp_path / "trained" / f"fold_{content['init_args']['fold']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(content, folder / "checkpoint_final.pth")
-        return folder / "checkpoint_final.pth"
-
-    return save
+    return partial(save_as_trained, tmp_path / "trained")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.zip", "model.pth"])

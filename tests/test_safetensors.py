@@ -2,11 +2,12 @@
 
 import json
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small_checkpoints import FINGERPRINTS, NETWORKS, checkpoint, no_path_of_this_machine, same_weights
+from small_checkpoints import FINGERPRINTS, NETWORKS, checkpoint, no_path_of_this_machine, same_weights, save_as_trained
 
 from nnunet_pretrain.checkpoints.card import card_of
 from nnunet_pretrain.checkpoints.portable import without_aliases
@@ -17,14 +18,7 @@ from nnunet_pretrain.transfer.export import export
 @pytest.fixture
 def saved(tmp_path):
     """Saves a checkpoint where nnU-Net would, and returns the file."""
-
-    def save(content):
-        folder = tmp_path / "trained" / f"fold_{content['init_args']['fold']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(content, folder / "checkpoint_final.pth")
-        return folder / "checkpoint_final.pth"
-
-    return save
+    return partial(save_as_trained, tmp_path / "trained")
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -39,7 +39,12 @@ def head_names(network: nn.Module) -> frozenset[str]:
     """Returns the names of the parameters that belong to the classes."""
     if isinstance(network, AdaptedNetwork):
         return frozenset(network.head_names())
-    return frozenset(name for name, _ in network.named_parameters() if any(head in name for head in _HEADS))
+    return frozenset(name for name, _ in network.named_parameters() if named_as_head(name))
+
+
+def named_as_head(name: str) -> bool:
+    """Whether a weight's name alone says that it belongs to the classes, as in nnU-Net's networks and STU-Net."""
+    return any(head in name for head in _HEADS)
 
 
 def parts_of(network: nn.Module) -> dict[str, Part]:

@@ -134,7 +134,7 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
         transfer=_transfer_settings(options, checkpoint, content, dataset_json),
         folds=_guard_leaks(name, content, options, folder / f"leakage_{plans_name}.json", report),
     )
-    comparison = compare(content, plans, dataset_json, fingerprint, list(_images(name).values()))
+    comparison = compare(content, plans, dataset_json, fingerprint, _images(name))
     for line in comparison.lines():
         report(line)
     planned = _try_transfer(content, plans, configuration, dataset_json, settings)
@@ -273,12 +273,12 @@ def _guard_leaks(
     return None
 
 
-def _images(name: str) -> dict[str, Path]:
-    """Returns the training cases of a raw dataset and the image of their first channel."""
+def _images(name: str) -> list[Path]:
+    """Returns the first channel's image of every training case of a raw dataset."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     files = get_filenames_of_train_images_and_targets(str(nnunet_folder("nnUNet_raw") / name))
-    return {case: Path(entry["images"][0]) for case, entry in files.items()}
+    return [Path(entry["images"][0]) for entry in files.values()]
 
 
 def _copy_dataset_files(raw: Path, preprocessed: Path) -> None:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from nnunet_pretrain.networks.parts import Part, head_names, parts_of
+from nnunet_pretrain.networks.parts import Part, head_names, named_as_head, parts_of
 from nnunet_pretrain.planning.settings import TransferSettings
 from nnunet_pretrain.transfer.heads import combine_rows, describe_heads
 from nnunet_pretrain.transfer.matching import check_classes, reason_missing, source_name, too_deep
@@ -212,7 +212,7 @@ def _part_in_checkpoint(name: str, parts: Mapping[str, Part]) -> Part:
     """Returns the part of a tensor the target may not have."""
     if name in parts:
         return parts[name]
-    if ".seg_layers." in name or "seg_outputs." in name:
+    if named_as_head(name):
         return "heads"
     return "decoder" if name.startswith(("decoder.", "up", "conv_blocks_localization")) else "encoder"
 
