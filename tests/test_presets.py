@@ -19,7 +19,8 @@ from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.planning import PretrainSettings, load_preset, plan, preset_names
 
 WINDOW = {"mean": -175.0, "std": 425.0, "percentile_00_5": -175.0, "percentile_99_5": 250.0}
-NEEDS_MONAI = {name for name in preset_names() if load_preset(name).architecture is not None}
+ARCHITECTURES = {name: load_preset(name).architecture for name in preset_names()}
+NEEDS_MONAI = {name for name, chosen in ARCHITECTURES.items() if chosen and chosen.network.startswith("monai.")}
 TRAINING = {"optimizer": "AdamW", "initial_lr": 1e-3, "deep_supervision": False, "mirror_axes": []}
 SMALL_MONAI = {
     "SegResNet": ({"init_filters": 8, "blocks_down": [1, 1, 1, 1]}, 3, [32, 32, 32]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, field_validator, model_validator
 
@@ -76,6 +76,29 @@ class Architecture(BaseModel):
         return self.model_dump(mode="json", exclude={"patch_size", "batch_size"})
 
 
+class Domains(BaseModel):
+    """How `plan_domains` lets many domains share an encoder.
+
+    Attributes:
+        branch: `unet` gives every domain the network's own decoder, `simple` Med3D's 1x1x1 convolution and up-sampling.
+        batches: `domain` draws every batch from one domain, `mixed` from all of them.
+        clip_percentiles: Percentiles of each image to clip its intensities to, or None for nnU-Net's own treatment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    branch: Literal["unet", "simple"] = "unet"
+    batches: Literal["domain", "mixed"] = "domain"
+    clip_percentiles: tuple[float, float] | None = None
+
+    @field_validator("clip_percentiles")
+    @classmethod
+    def _percentiles(cls, percentiles: tuple[float, float] | None) -> tuple[float, float] | None:
+        if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise ValueError("expected [lower, upper] with 0 <= lower < upper <= 100")
+        return percentiles
+
+
 class Preset(BaseModel):
     """A recipe.
 
@@ -92,6 +115,7 @@ class Preset(BaseModel):
         training: How to pre-train.
         transfer: How to train on the target.
         fine_tuning: What is frozen on the target, and how fast each part learns.
+        domains: How many domains share an encoder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +131,7 @@ class Preset(BaseModel):
     training: TrainingSettings = TrainingSettings()
     transfer: TrainingSettings = TrainingSettings(initial_lr=1e-3, warmup_epochs=10)
     fine_tuning: FineTuning = FineTuning()
+    domains: Domains = Domains()
 
     @field_validator("spacing_mm")
     @classmethod

@@ -14,6 +14,7 @@ from nnunet_pretrain.validation import validated
 
 SETTINGS_KEY = "nnunet_pretrain"
 PRETRAIN_PLANS = "nnUNetPretrainPlans"
+DOMAIN_PLANS = "nnUNetDomainPlans"
 TRANSFER_PLANS = "nnUNetTransferPlans"
 
 
@@ -110,6 +111,8 @@ class TransferSettings(BaseModel):
     Attributes:
         checkpoint: Path of the pre-trained checkpoint, or None for the control from scratch.
         sha256: Checksum of that file when the transfer was planned.
+        branch: Domain whose branch is taken with the encoder, from a checkpoint of many branches; None takes the
+            encoder alone from such a checkpoint, and means nothing for others.
         parts: `all`, or `encoder` to leave decoder and heads to the seed.
         heads: Output of the target to the pre-trained structures whose rows it starts from; an output that is not
             named, or has none, is initialised.
@@ -123,11 +126,69 @@ class TransferSettings(BaseModel):
 
     checkpoint: str | None = None
     sha256: str | None = None
+    branch: str | None = None
     parts: Literal["all", "encoder"] = "all"
     heads: dict[str, tuple[str, ...]] = {}
     allow_partial: bool = False
     allow_width: bool = False
     min_loaded_share: float = Field(default=0.9, gt=0, le=1)
+
+
+class DomainNumbers(BaseModel):
+    """What a domain keeps of its own in plans that share network, patch and batch.
+
+    Attributes:
+        spacing: Voxel spacing in mm, in the plans' axis order.
+        normalization_schemes: nnU-Net's normalisation of each channel.
+        use_mask_for_norm: Whether a channel is normalised inside the nonzero region only.
+        foreground_intensity_properties_per_channel: Channel to the numbers nnU-Net's CT normalisation uses.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spacing: tuple[float, float, float]
+    normalization_schemes: tuple[str, ...]
+    use_mask_for_norm: tuple[bool, ...]
+    foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
+
+
+class DomainSettings(BaseModel):
+    """How many domains share an encoder; only in plans of `plan_domains`.
+
+    Attributes:
+        batches: `domain` draws every batch from one domain, `mixed` from all of them.
+        clip_percentiles: Percentiles of each image to which its intensities were clipped before the training, or None;
+            images to predict on must be clipped alike (`nnunet_pretrain clip`).
+        numbers: Domain to what it keeps of its own, in the order of the branches.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batches: Literal["domain", "mixed"] = "domain"
+    clip_percentiles: tuple[float, float] | None = None
+    numbers: dict[str, DomainNumbers] = Field(min_length=1)
+
+
+class ClassificationSettings(BaseModel):
+    """How examples of a target are classified; only in plans of `plan_classification`.
+
+    Attributes:
+        classes: Names of the classes, in the order of the network's outputs.
+        crop: `lesion` shows the network the patch around a lesion, at the plans' spacing; `image` the whole image,
+            resampled to the patch.
+        lesions: Labels of dataset.json that lesions were cropped around; empty for whole images.
+        components: Whether examples are single connected components of such a label.
+        balance: An example of a class with n of them is drawn with probability proportional to n ** -balance;
+            1 draws all classes alike, 0 all examples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    crop: Literal["lesion", "image"]
+    lesions: tuple[str, ...] = ()
+    components: bool = False
+    balance: float = Field(default=1.0, ge=0, le=1)
 
 
 class Fold(BaseModel):
@@ -152,6 +213,8 @@ class PretrainSettings(BaseModel):
         training: How to train.
         fine_tuning: How a transferred network is trained differently.
         transfer: Where to start from; only in transfer plans.
+        domains: What the domains keep of their own; only in plans of `plan_domains`.
+        classification: What is classified; only in plans of `plan_classification`.
         folds: Folds that replace those of splits_final.json for these plans only, or None.
     """
 
@@ -161,6 +224,8 @@ class PretrainSettings(BaseModel):
     training: TrainingSettings = TrainingSettings()
     fine_tuning: FineTuning = FineTuning()
     transfer: TransferSettings | None = None
+    domains: DomainSettings | None = None
+    classification: ClassificationSettings | None = None
     folds: tuple[Fold, ...] | None = None
 
     @classmethod

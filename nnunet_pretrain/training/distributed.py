@@ -21,6 +21,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -68,17 +69,31 @@ def rank_seed(seed: int) -> int:
     return seed if rank() == 0 else int(np.random.SeedSequence((seed, rank())).generate_state(1)[0])
 
 
-def wrap_for_device(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+def wrap_for_device(
+    network: nn.Module, device: torch.device, find_unused_parameters: bool = False
+) -> DistributedDataParallel:
     """Wraps a network so that all processes apply the mean of their gradients.
 
     Args:
         network: Network on `device`, compiled or not. On GPUs its batch norms become synchronised ones, as in nnU-Net;
             PyTorch has none for CPUs, there each process normalises its own share of the batch.
         device: Device of this process.
+        find_unused_parameters: Whether a pass may leave parameters out; they then get no gradient in any process.
     """
     if device.type != "cuda":
-        return DistributedDataParallel(network)
-    return DistributedDataParallel(SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device.index])
+        return DistributedDataParallel(network, find_unused_parameters=find_unused_parameters)
+    return DistributedDataParallel(
+        SyncBatchNorm.convert_sync_batchnorm(network),
+        device_ids=[device.index],
+        find_unused_parameters=find_unused_parameters,
+    )
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Returns the network itself, without what distributes or compiles it."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 class DistributedTraining(nnUNetTrainer):
@@ -89,8 +104,12 @@ class DistributedTraining(nnUNetTrainer):
     and the second one raises it again: no stock method is copied and the order of things stays nnU-Net's.
 
     Put this part before those that override `configure_optimizers` or `on_train_start` in a trainer's list of bases.
+
+    Attributes:
+        find_unused_parameters: Whether a training step may leave parameters out.
     """
 
+    find_unused_parameters = False
     is_ddp: bool
     network: Any
     output_folder_base: str
@@ -130,7 +149,7 @@ class DistributedTraining(nnUNetTrainer):
         """As the other parts; then wraps the network, so that nnU-Net does not."""
         optimizer, schedule = super().configure_optimizers()
         if self.is_ddp:
-            self.network = wrap_for_device(self.network, self.device)
+            self.network = wrap_for_device(self.network, self.device, self.find_unused_parameters)
             self.is_ddp = False  # until _build_loss
         return optimizer, schedule
 

@@ -118,6 +118,33 @@ def evaluate_folder(
         ValueError: A case has no scheme or no source, a file cannot be read or holds ids outside the dataset's, or
             reference and prediction do not lie on the same grid.
     """
+    per_case = evaluate_cases(
+        table,
+        cases,
+        references,
+        predictions,
+        file_ending,
+        sources=sources,
+        num_processes=num_processes,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        progress=progress,
+    )
+    return summary_of(per_case, table.groups, nsd_tolerance_mm)
+
+
+def evaluate_cases(
+    table: LabelSetTable,
+    cases: Iterable[str],
+    references: Path,
+    predictions: Path,
+    file_ending: str,
+    *,
+    sources: Mapping[str, str] | None,
+    num_processes: int,
+    nsd_tolerance_mm: float,
+    progress: str,
+) -> list[dict[str, Any]]:
+    """Returns the entries `metric_per_case` of `evaluate_folder`, whose arguments it takes."""
     names = list(cases)
     schemes = table.scheme_indices(names).tolist()
     if missing := [name for name in names if sources is not None and name not in sources]:
@@ -134,7 +161,7 @@ def evaluate_folder(
         for name, scheme in zip(names, schemes, strict=True)
     ]
     metrics = dict(run_all(evaluate_case, work, num_processes=num_processes, what=progress))
-    per_case = [
+    return [
         {
             "reference_file": str(case.reference),
             "prediction_file": str(case.prediction),
@@ -145,10 +172,20 @@ def evaluate_folder(
         }
         for case, scheme in zip(work, schemes, strict=True)
     ]
-    summary = {**_means(per_case, table.groups), "nsd_tolerance_mm": nsd_tolerance_mm}
-    if sources is not None:
-        summary["per_source"] = _means_per_source(per_case, table.groups)
-    return {**summary, "metric_per_case": per_case}
+
+
+def summary_of(per_case: Sequence[Mapping[str, Any]], groups: Sequence[str], nsd_tolerance_mm: float) -> dict[str, Any]:
+    """Returns the summary `evaluate_folder` describes, of cases that are evaluated.
+
+    Args:
+        per_case: Entries of `evaluate_cases`.
+        groups: All groups, in their order.
+        nsd_tolerance_mm: Tolerance of the normalised surface Dice.
+    """
+    summary = {**_means(per_case, groups), "nsd_tolerance_mm": nsd_tolerance_mm}
+    if per_case and all("source" in case for case in per_case):
+        summary["per_source"] = _means_per_source(per_case, groups)
+    return {**summary, "metric_per_case": list(per_case)}
 
 
 def _existing(file: Path, what: str) -> Path:

@@ -14,10 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_pretrain.files import write_json
 from nnunet_pretrain.labels import DUPLICATES_KEY, LabelSetTable
+from nnunet_pretrain.labels.branches import source_of
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.label_set_loss import LabelSetLoss
 from nnunet_pretrain.training.label_set_metrics import COUNTS, evaluate_folder, hard_counts_by_sample
@@ -26,11 +27,6 @@ from nnunet_pretrain.training.mirroring import MirrorLeftRight
 from nnunet_pretrain.training.preflight import check_dataset, check_preprocessed, check_stored_ids
 
 MAX_SCHEMES_IN_LOG = 20
-
-
-def source_of(entry: Mapping[str, str]) -> str:
-    """Returns the source of a case from its entry in dataset.json."""
-    return entry.get("source", entry["scheme"])
 
 
 def hold_out(
@@ -78,25 +74,44 @@ class LabelSetSupervision(nnUNetTrainer):
         return {case: source_of(entry) for case, entry in self.dataset_json["dataset"].items()}
 
     @cached_property
+    def scored(self) -> tuple[str, ...]:
+        """What pseudo Dice is given for: the decidable groups of all sources."""
+        return self.label_sets.groups
+
+    @cached_property
+    def scored_by_source(self) -> dict[str, set[int]]:
+        """The groups each source can decide, in at least one of its cases, as indices into `scored`."""
+        decided: dict[str, set[int]] = {source: set() for source in self.source_of_case.values()}
+        for source, scheme in {(self.source_of_case[c], s) for c, s in self.label_sets.scheme_of_case.items()}:
+            decided[source] |= set(self.label_sets.group_of_id[scheme].tolist()) - {-1}
+        return decided
+
+    @cached_property
     def _sets(self) -> LabelSets:
         return LabelSets(self.label_sets).to(self.device)
 
     def _build_loss(self) -> nn.Module:
         """Puts the label-set loss into nnU-Net's deep-supervision wrapper."""
-        stock = super()._build_loss()
+        return self.supervised(super()._build_loss(), self._sets)
+
+    def supervised(self, stock: nn.Module, sets: LabelSets, ddp: bool | None = None) -> nn.Module:
+        """Returns the label-set loss in the place of nnU-Net's.
+
+        Args:
+            stock: What nnU-Net's trainer would use.
+            sets: The label sets.
+            ddp: Whether the loss is that of all processes together; None: if there are several.
+        """
         training = self.settings.training
         loss = LabelSetLoss(
-            self._sets,
+            sets,
             batch_dice=self.configuration_manager.batch_dice,
-            ddp=self.is_ddp,
+            ddp=self.is_ddp if ddp is None else ddp,
             weight_ce=training.weight_ce,
             weight_dice=training.weight_dice,
             compile_it=self._do_i_compile(),
         )
-        if not isinstance(stock, DeepSupervisionWrapper):
-            return loss
-        stock.loss = loss
-        return stock
+        return DeepSupervisionWrapper(loss, stock.weight_factors) if isinstance(stock, DeepSupervisionWrapper) else loss
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net; fold `all` holds out a small share of every source, so that validation sees unseen cases."""
@@ -113,8 +128,12 @@ class LabelSetSupervision(nnUNetTrainer):
         if self.local_rank == 0:
             self._check_data()
         super().on_train_start()
+        self.print_to_log_file("Pseudo dice is given for:", ", ".join(self.scored))
+        self.log_labels()
+
+    def log_labels(self) -> None:
+        """Writes into the log which case follows which scheme."""
         table = self.label_sets
-        self.print_to_log_file("Pseudo dice is given for:", ", ".join(table.groups))
         if table.untaught:
             self.print_to_log_file("No source annotates these, they will not be predicted:", ", ".join(table.untaught))
         cases = Counter(table.scheme_of_case.values()).most_common()
@@ -172,10 +191,14 @@ class LabelSetSupervision(nnUNetTrainer):
             loss = self.loss(output, target)
         if self.enable_deep_supervision:
             output, target = output[0], target[0]
-        counts = hard_counts_by_sample(self._sets, output.argmax(1).flatten(1), target.flatten(1))
+        counts = self.counts(output.argmax(1).flatten(1), target.flatten(1), batch["keys"])
         by_sample = {f"{name}_by_sample": values.cpu().numpy() for name, values in zip(COUNTS, counts, strict=True)}
         summed = {f"{name}_hard": by_sample[f"{name}_by_sample"].sum(0) for name in COUNTS}
         return {"loss": loss.detach().cpu().numpy(), **summed, **by_sample}
+
+    def counts(self, prediction_BV: Tensor, rows_BV: Tensor, cases: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns true positives, false positives and false negatives, each (B, len(scored)), of the named cases."""
+        return hard_counts_by_sample(self._sets, prediction_BV, rows_BV)
 
     def _with_schemes(self, batch: dict, mirror: bool) -> dict[str, Any]:
         schemes = torch.from_numpy(self.label_sets.scheme_indices(batch["keys"])).to(self.device)
@@ -203,10 +226,11 @@ class LabelSetSupervision(nnUNetTrainer):
             sources=self.source_of_case,
         )
         write_json(folder / "summary.json", summary)
-        self._report_validation(summary)
-
-    def _report_validation(self, summary: dict[str, Any]) -> None:
         self.print_to_log_file("The mean above takes structures a source does not annotate for absent.")
+        self.report_validation(summary)
+
+    def report_validation(self, summary: dict[str, Any]) -> None:
+        """Writes the final validation into the log, source by source."""
         for source, found in summary["per_source"].items():
             self.print_to_log_file(f"Validation on {source}, {found['cases']} cases:")
             for group, metrics in found["mean"].items():

@@ -56,6 +56,16 @@ class EpochProgress(TypedDict):
     pseudo_dice: dict[str, dict[str, float | None]]
 
 
+class DomainProgress(EpochProgress, total=False):
+    """What is known after an epoch of a network with branches.
+
+    Attributes:
+        train_loss_by_source: Domain to the mean training loss of its branch; None if no step drew it.
+    """
+
+    train_loss_by_source: dict[str, float | None]
+
+
 def write_progress_json(path: Path, entries: Sequence[EpochProgress]) -> None:
     """Writes `training_progress.json`, atomically: a list with one line per epoch, null where a number is not finite.
 

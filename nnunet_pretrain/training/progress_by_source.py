@@ -14,7 +14,6 @@ import numpy.typing as npt
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.training.label_set_metrics import COUNTS
 from nnunet_pretrain.training.progress import EpochProgress, plot_progress, write_progress_json
 
@@ -25,7 +24,8 @@ PROGRESS_JSON = "training_progress.json"
 class ProgressBySource(nnUNetTrainer):
     """Adds pseudo Dice per source and structure, cases drawn, and time spent waiting, to nnU-Net's progress."""
 
-    label_sets: LabelSetTable
+    scored: tuple[str, ...]
+    scored_by_source: Mapping[str, set[int]]
     source_of_case: Mapping[str, str]
     drawn_in_epoch: Counter[str]
     waiting_seconds: float
@@ -39,12 +39,12 @@ class ProgressBySource(nnUNetTrainer):
 
     def group_names(self) -> list[str]:
         """Returns what nnU-Net's list of pseudo Dice stands for: the decidable groups."""
-        return list(self.label_sets.groups)
+        return list(self.scored)
 
     def on_validation_epoch_start(self) -> None:
         """As nnU-Net; also starts counting per source."""
         super().on_validation_epoch_start()
-        self._counts = {source: np.zeros((3, len(self.label_sets.groups))) for source in self._sources()}
+        self._counts = {source: np.zeros((3, len(self.scored))) for source in self._sources()}
 
     def validation_step(self, batch: dict) -> dict:
         """As the other parts; adds each sample's counts to those of its source."""
@@ -72,7 +72,7 @@ class ProgressBySource(nnUNetTrainer):
         if self.local_rank == 0:
             folder = Path(self.output_folder)
             write_progress_json(folder / PROGRESS_JSON, self.progress)
-            plot_progress(folder / PROGRESS_FIGURE, self.progress, self.label_sets.groups, self._sources())
+            plot_progress(folder / PROGRESS_FIGURE, self.progress, self.scored, self._sources())
             self._log_entry(self.progress[-1])
         super().on_epoch_end()
 
@@ -110,17 +110,9 @@ class ProgressBySource(nnUNetTrainer):
             dice = 2 * tp / (2 * tp + fp + fn)
         return {
             group: float(dice[i]) if np.isfinite(dice[i]) else None
-            for i, group in enumerate(self.label_sets.groups)
-            if i in self._decided[source]
+            for i, group in enumerate(self.scored)
+            if i in self.scored_by_source[source]
         }
-
-    @cached_property
-    def _decided(self) -> dict[str, set[int]]:
-        """The groups each source can decide, in at least one of its cases."""
-        decided: dict[str, set[int]] = {source: set() for source in self._sources()}
-        for source, scheme in {(self.source_of_case[c], s) for c, s in self.label_sets.scheme_of_case.items()}:
-            decided[source] |= set(self.label_sets.group_of_id[scheme].tolist()) - {-1}
-        return decided
 
     def _log_entry(self, entry: EpochProgress) -> None:
         drawn: Counter[str] = Counter()
