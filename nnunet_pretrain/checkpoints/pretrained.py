@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunet_pretrain.checkpoints.foreign import genesis, multitalent_v2, nnssl, nnunet_v1, stunet, suprem
+from nnunet_pretrain.checkpoints.foreign import genesis, medicalnet, multitalent_v2, nnssl, nnunet_v1, stunet, suprem
 from nnunet_pretrain.checkpoints.foreign.file import ForeignFile, foreign_file, without_wrappers
 from nnunet_pretrain.checkpoints.reading import checked_checkpoint, read_file
 from nnunet_pretrain.checkpoints.refusals import shown
 from nnunet_pretrain.checkpoints.safetensors_file import is_safetensors, read_safetensors
 
-_ORIGINS = (nnssl, multitalent_v2, stunet, nnunet_v1, suprem, genesis)
+_ORIGINS = (nnssl, multitalent_v2, stunet, nnunet_v1, suprem, genesis, medicalnet)
 _NATIVE = ("network_weights", "init_args", "trainer_name")
 
 
@@ -20,7 +20,7 @@ def read_pretrained(path: Path) -> dict[str, Any]:
 
     The format is recognised by what the file holds, not by its name. Known are nnU-Net v2 (any trainer) and our
     safetensors export, nnU-Net v1 (Generic_UNet, so MultiTalent v1 and old TotalSegmentator), nnssl, MultiTalent v2,
-    SuPreM, Models Genesis, and STU-Net.
+    SuPreM, Models Genesis, STU-Net, and MedicalNet.
 
     Args:
         path: The file; beside a file of nnU-Net v1, its `.pkl` is read too.

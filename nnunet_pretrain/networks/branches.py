@@ -73,12 +73,13 @@ class SimpleBranchNetwork(nn.Module):
     ) -> None:
         super().__init__()
         whole = _planned(network_class_name, arch_kwargs, imported, input_channels, num_classes, None)
-        self.encoder = whole.encoder
+        self.encoder: nn.Module = whole.encoder
         self.decoder = _simple_branch(whole, num_classes, strides)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (batch, classes, *axes) of images (batch, channels, *axes)."""
-        return self.decoder(self.encoder(x))
+        logits: Tensor = self.decoder(self.encoder(x))
+        return logits
 
 
 class AllBranches:
@@ -98,7 +99,8 @@ class AllBranches:
 
     @deep_supervision.setter
     def deep_supervision(self, enabled: bool) -> None:
-        for branch in self._branches.values():
+        branches: list[Any] = list(self._branches.values())
+        for branch in branches:
             branch.deep_supervision = enabled
 
 
@@ -147,7 +149,7 @@ class BranchedNetwork(nn.Module):
             whole = _planned(network_class_name, arch_kwargs, imported, input_channels, classes, supervised)
             own = _decoder(whole, network_class_name) if branch == "unet" else _simple_branch(whole, classes, strides)
             if not made:
-                self.encoder = whole.encoder
+                self.encoder: nn.Module = whole.encoder
             made[branch_key(domain)] = own
         self.branches = nn.ModuleDict(made)
         self.decoder = AllBranches(self.branches)
@@ -200,7 +202,7 @@ def _planned(
     input_channels: int,
     classes: int,
     deep_supervision: bool | None,
-) -> nn.Module:
+) -> Any:
     """Builds and initialises a network as nnU-Net does from plans."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -216,7 +218,7 @@ def _planned(
     )
 
 
-def _decoder(whole: nn.Module, name: str) -> nn.Module:
+def _decoder(whole: Any, name: str) -> nn.Module:
     """Takes the decoder of a network without the encoder that nnU-Net's decoders list once more."""
     decoder = getattr(whole, "decoder", None)
     if not isinstance(decoder, nn.Module) or not hasattr(whole, "encoder"):
@@ -229,7 +231,7 @@ def _decoder(whole: nn.Module, name: str) -> nn.Module:
     return decoder
 
 
-def _simple_branch(whole: nn.Module, classes: int, strides: Sequence[Sequence[int]]) -> SimpleBranch:
+def _simple_branch(whole: Any, classes: int, strides: Sequence[Sequence[int]]) -> SimpleBranch:
     if not hasattr(whole, "encoder") or not hasattr(whole.encoder, "output_channels"):
         raise ValueError(
             f"{type(whole).__name__} has no encoder with `output_channels`, which a simple branch needs; choose "

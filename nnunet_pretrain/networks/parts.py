@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from nnunet_pretrain.networks.adapter import PREFIX, AdaptedNetwork
+from nnunet_pretrain.networks.classifier import Classifier
 
 Part = Literal["encoder", "decoder", "heads"]
 PARTS: tuple[Part, ...] = ("encoder", "decoder", "heads")
@@ -23,6 +24,9 @@ _ENCODERS: dict[str, tuple[str, ...]] = {
     "STUNet": ("conv_blocks_context.",),
 }
 _HEADS = (".seg_layers.", "seg_outputs.")
+_STAGE = re.compile(
+    r"(?:(?:stages|transpconvs|conv_blocks_context|conv_blocks_localization)\.|\bencoder\.layer)(\d+)\."
+)
 
 
 def unaliased(name: str) -> str:
@@ -37,7 +41,7 @@ def unaliased(name: str) -> str:
 
 def head_names(network: nn.Module) -> frozenset[str]:
     """Returns the names of the parameters that belong to the classes."""
-    if isinstance(network, AdaptedNetwork):
+    if isinstance(network, (AdaptedNetwork, Classifier)):
         return frozenset(network.head_names())
     return frozenset(name for name, _ in network.named_parameters() if named_as_head(name))
 
@@ -71,13 +75,13 @@ def layers_of(network: nn.Module) -> dict[str, int]:
     """Returns how far every parameter lies from the input, in layers.
 
     A layer is a stage of nnU-Net's networks (the stem counts with the first one; the decoder's stages follow the
-    encoder's; all heads come last), and in others a child of the network.
+    encoder's; all heads come last), one of MedicalNet's four layers or its stem, and in others a child of the network.
     """
     parts = parts_of(network)
     ranks: dict[tuple[int, int], list[str]] = {}
     children: dict[str, int] = {}
     for name in _names(network):
-        stage = re.search(r"(?:stages|transpconvs|conv_blocks_context|conv_blocks_localization)\.(\d+)\.", name)
+        stage = _STAGE.search(name)
         child = name.removeprefix(PREFIX).split(".")[0]
         within = int(stage[1]) if stage else 0 if ".stem." in name else children.setdefault(child, len(children))
         place = PARTS.index(parts[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,6 +147,31 @@ def write_phantom_target(
         test: Seeds of the held-out cases (imagesTs and, beside nnU-Net's format, labelsTs).
         **options: Passed on to `generate_phantom`.
     """
+    write_shown_target(folder, "CT", lambda image, seed: image, labels, train, val, test, **options)
+
+
+def write_shown_target(
+    folder: Path,
+    channel: str,
+    show: Callable[[npt.NDArray[np.int16], int], npt.NDArray[Any]],
+    labels: Mapping[str, Sequence[str]],
+    train: Iterable[int],
+    val: Iterable[int],
+    test: Iterable[int],
+    **options: Any,
+) -> None:
+    """As `write_phantom_target`, with other images.
+
+    Args:
+        folder: As there.
+        channel: Name of the image channel.
+        show: Makes the image to store of a phantom's HU and its seed; labels are not concerned.
+        labels: As there.
+        train: As there.
+        val: As there.
+        test: As there.
+        **options: As there.
+    """
     train, val, test = list(train), list(val), list(test)
     for part, seeds in (("Tr", [*train, *val]), ("Ts", test)):
         for seed in seeds:
@@ -158,11 +183,11 @@ def write_phantom_target(
             for label_id, structures in enumerate(labels.values(), start=1):
                 united[np.isin(phantom.labels, [STRUCTURES.index(s) + 1 for s in structures])] = label_id
             _save(united, phantom.affine, folder / f"labels{part}" / f"case_{seed:04d}.nii.gz")
-            _save(phantom.image, phantom.affine, image)
+            _save(show(phantom.image, seed), phantom.affine, image)
     write_json(
         folder / "dataset.json",
         {
-            "channel_names": {"0": "CT"},
+            "channel_names": {"0": channel},
             "labels": {"background": 0, **{name: i for i, name in enumerate(labels, start=1)}},
             "numTraining": len(train) + len(val),
             "file_ending": ".nii.gz",

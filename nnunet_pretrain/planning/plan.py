@@ -49,13 +49,13 @@ def plan(
     path = nnunet_folder("nnUNet_preprocessed") / name / f"{PRETRAIN_PLANS}.json"
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
     LabelSetTable.from_dataset_json(dataset_json)
-    _planner_class(chosen.planner)
+    planner_class(chosen.planner)
     _windows(dataset_json, chosen.window_hu)
     if chosen.architecture is not None:
         _try_architecture(chosen, chosen.architecture, dataset_json)
     extract_fingerprint(name, num_processes)
-    _hand_on_folds(name)
-    _hand_on_fingerprints(name)
+    hand_on_folds(name)
+    hand_on_fingerprints(name)
     plans = planned_by_preset(name, chosen, PRETRAIN_PLANS)
     if (resampling or chosen.resampling) == "torch":
         plans = use_torch_resampling(plans)
@@ -64,13 +64,14 @@ def plan(
     return path
 
 
-def planned_by_preset(name: str, preset: Preset, plans_name: str) -> dict[str, Any]:
+def planned_by_preset(name: str, preset: Preset, plans_name: str, planner: type | None = None) -> dict[str, Any]:
     """Lets a stock planner plan a dataset whose fingerprint is extracted, and changes that to what a preset says.
 
     Args:
         name: Dataset.
         preset: The recipe.
         plans_name: Name of the plans; nnU-Net writes its own under it, which the caller replaces.
+        planner: Planner class; None means the preset's.
 
     Returns:
         The plans.
@@ -83,7 +84,7 @@ def planned_by_preset(name: str, preset: Preset, plans_name: str) -> dict[str, A
     windows = _windows(dataset_json, preset.window_hu)
     # nnU-Net keeps configurations of an older plans file of the same name; ours must be what the preset says.
     path.unlink(missing_ok=True)
-    plans = _stock_plans(name, preset, plans_name)
+    plans = _stock_plans(name, preset, plans_name, planner or planner_class(preset.planner))
     try:
         _apply(preset, plans, plans_name)
     except ValueError:
@@ -114,7 +115,7 @@ def _apply(preset: Preset, plans: dict[str, Any], plans_name: str) -> None:
         _replace_network(configurations["3d_fullres"], preset.architecture)
 
 
-def _hand_on_folds(name: str) -> None:
+def hand_on_folds(name: str) -> None:
     """Puts the folds of `merge` (duplicates together) where nnU-Net looks; folds of the same cases there stay."""
     made = nnunet_folder("nnUNet_raw") / name / "splits_final.json"
     used = nnunet_folder("nnUNet_preprocessed") / name / "splits_final.json"
@@ -125,7 +126,7 @@ def _hand_on_folds(name: str) -> None:
         write_json(used, folds)
 
 
-def _hand_on_fingerprints(name: str) -> None:
+def hand_on_fingerprints(name: str) -> None:
     """Puts the images' content fingerprints where training finds them, which keeps them in its checkpoints."""
     made = nnunet_folder("nnUNet_raw") / name / FINGERPRINTS
     if made.is_file():
@@ -144,23 +145,28 @@ def extract_fingerprint(name: str, num_processes: int) -> None:
     DatasetFingerprintExtractor(name, num_processes).run(overwrite_existing=True)
 
 
-def _planner_class(planner: str) -> type:
+def planner_class(planner: str) -> type:
+    """Returns one of nnU-Net's planners.
+
+    Raises:
+        ValueError: nnU-Net has none of that name.
+    """
     import nnunetv2
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
-    planner_class = recursive_find_python_class(str(folder), planner, "nnunetv2.experiment_planning")
-    if planner_class is None:
+    found = recursive_find_python_class(str(folder), planner, "nnunetv2.experiment_planning")
+    if found is None:
         raise ValueError(f"nnU-Net has no planner '{planner}'; correct the preset")
-    return planner_class
+    return found
 
 
-def _stock_plans(name: str, preset: Preset, plans_name: str) -> dict[str, Any]:
+def _stock_plans(name: str, preset: Preset, plans_name: str, planner: type) -> dict[str, Any]:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     plans, _ = plan_experiment_dataset(
         name,
-        _planner_class(preset.planner),
+        planner,
         preset.gpu_memory_gb,
         overwrite_target_spacing=preset.spacing_mm,
         overwrite_plans_name=plans_name,

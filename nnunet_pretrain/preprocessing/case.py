@@ -106,6 +106,25 @@ def is_complete(recipe: Recipe, files: CaseInput, digest: str) -> bool:
     return bool(record == expected)
 
 
+def was_made(recipe: Recipe, case: str, digest: str) -> bool:
+    """Tells whether the files of a case are those that were made by a recipe; the raw data are not needed.
+
+    The times of files do not count, so that preprocessed data may be copied to another machine.
+
+    Args:
+        recipe: How it should be made.
+        case: The case.
+        digest: The recipe's digest.
+    """
+    try:
+        record = read_json(_record_path(recipe, case))
+        sizes = {ending: state[0] for ending, state in _outputs(recipe, case).items()}
+        recorded = {ending: state[0] for ending, state in record["outputs"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False
+    return bool(record.get("digest") == digest and recorded == sizes)
+
+
 def remove_case(recipe: Recipe, case: str) -> None:
     """Removes the record and the files of a case, in that order, finished or not."""
     _record_path(recipe, case).unlink(missing_ok=True)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_pretrain.conversion.engine import run_all
 from nnunet_pretrain.files import read_json, written_atomically
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
-from nnunet_pretrain.preprocessing.case import CaseInput, Recipe, is_complete, labels_of, make_case, remove_others
+from nnunet_pretrain.labels.branches import source_of
+from nnunet_pretrain.planning.domain_plans import CONFIGURATION, plans_of_domain
+from nnunet_pretrain.planning.settings import SETTINGS_KEY, DomainSettings, PretrainSettings
+from nnunet_pretrain.preprocessing.case import (
+    CaseInput,
+    Recipe,
+    is_complete,
+    labels_of,
+    make_case,
+    remove_others,
+    was_made,
+)
 
 _NAMED_FAULTS = 5
 
@@ -27,6 +37,8 @@ def preprocess(
     report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Preprocesses a dataset for stock training; cases that are there and up to date are left alone.
+
+    With plans of `plan_domains`, every case gets the spacing and the normalisation of its domain.
 
     Each worker process reads, resamples and writes a whole case, so that the device, the CPU and the disk are busy with
     different cases, and at most `num_processes` cases are in memory.
@@ -64,9 +76,10 @@ def preprocess(
     cases = _cases(nnunet_folder("nnUNet_raw") / name, dataset_json)
     folders, faults = [], []
     for configuration in configurations:
-        recipe = _recipe(base, plans, configuration, dataset_json, device, num_processes)
-        faults += _preprocess_configuration(recipe, configuration, cases, num_processes, overwrite, report)
-        folders.append(recipe.folder)
+        recipes = _recipes(base, plans, configuration, dataset_json, device, num_processes)
+        of_case = {files.case: recipes[_domain_of(files.case, dataset_json, recipes)] for files in cases}
+        faults += _preprocess_configuration(of_case, configuration, cases, num_processes, overwrite, report)
+        folders.append(next(iter(recipes.values())).folder)
     if faults:
         rest = f"; and {len(faults) - _NAMED_FAULTS} more" if len(faults) > _NAMED_FAULTS else ""
         raise ValueError(
@@ -75,6 +88,32 @@ def preprocess(
         )
     _copy_labels(cases, base / "gt_segmentations", dataset_json["file_ending"])
     return folders
+
+
+def check_domain_records(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> None:
+    """Refuses preprocessed cases that were not made by `preprocess` for their domain, by these plans.
+
+    Stock `nnUNetv2_preprocess` would give all domains one spacing. The raw data are not needed.
+
+    Args:
+        plans: Plans of `plan_domains`.
+        dataset_json: dataset.json of the preprocessed dataset.
+
+    Raises:
+        ValueError: There is such a case, or one whose files are missing.
+    """
+    base = nnunet_folder("nnUNet_preprocessed") / plans["dataset_name"]
+    recipes = _recipes(base, plans, CONFIGURATION, dataset_json, "cpu", 1)
+    digests = {domain: recipe.digest for domain, recipe in recipes.items()}
+    domains = {case: _domain_of(case, dataset_json, recipes) for case in dataset_json["dataset"]}
+    foreign = [case for case, domain in domains.items() if not was_made(recipes[domain], case, digests[domain])]
+    if foreign:
+        raise ValueError(
+            f"{len(foreign)} of {len(domains)} cases in {next(iter(recipes.values())).folder} were not made for their "
+            f"domain by plans '{plans['plans_name']}' ({', '.join(foreign[:_NAMED_FAULTS])}); make them with "
+            f"`nnunet_pretrain preprocess -d {plans['dataset_name']} -p {plans['plans_name']}`, not with "
+            f"nnUNetv2_preprocess, which gives all domains one spacing"
+        )
 
 
 def chosen_device(device: str | None) -> str:
@@ -99,7 +138,7 @@ def _read_planned(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} not found; plan first: `nnunet_pretrain plan -d {name}` for a merged dataset, `nnunet_pretrain "
-            f"plan_transfer` for a target, or nnUNetv2_plan_experiment"
+            f"plan_domains` for domains, `nnunet_pretrain plan_transfer` for a target, or nnUNetv2_plan_experiment"
         )
     content: dict[str, Any] = read_json(path)
     return content
@@ -114,39 +153,83 @@ def _cases(raw: Path, dataset_json: dict[str, Any]) -> list[CaseInput]:
     return [CaseInput(case, tuple(files[case]["images"]), files[case]["label"]) for case in sorted(files)]
 
 
+def _recipes(
+    base: Path,
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    device: str,
+    num_processes: int,
+) -> dict[str | None, Recipe]:
+    """Returns how the cases of every domain are made; in plans without domains, of all cases, under None."""
+    domains = _domains_of(plans)
+    planned = {None: plans} if domains is None else {name: plans_of_domain(plans, name) for name in domains.numbers}
+    return {
+        domain: _recipe(base, own, configuration, dataset_json, device, num_processes)
+        for domain, own in planned.items()
+    }
+
+
+def _domains_of(plans: Mapping[str, Any]) -> DomainSettings | None:
+    return PretrainSettings.from_plans(plans).domains if "domains" in plans.get(SETTINGS_KEY, {}) else None
+
+
+def _domain_of(case: str, dataset_json: Mapping[str, Any], recipes: Mapping[str | None, Recipe]) -> str | None:
+    if None in recipes:
+        return None
+    domain = source_of(dataset_json["dataset"][case])
+    if domain not in recipes:
+        raise ValueError(
+            f"case {case} is of domain '{domain}', which the plans do not know; plan again with "
+            f"`nnunet_pretrain plan_domains`"
+        )
+    return domain
+
+
 def _recipe(
     base: Path,
-    plans: dict[str, Any],
+    plans: Mapping[str, Any],
     configuration: str,
-    dataset_json: dict[str, Any],
+    dataset_json: Mapping[str, Any],
     device: str,
     num_processes: int,
 ) -> Recipe:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    resolved = PlansManager(plans).get_configuration(configuration)
+    resolved = PlansManager(dict(plans)).get_configuration(configuration)
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     # What is not read by the workers is not sent to them.
-    sent = {key: value for key, value in plans.items() if key != "configurations"}
+    sent = {key: value for key, value in plans.items() if key not in ("configurations", SETTINGS_KEY)}
     folder = base / resolved.data_identifier
     return Recipe(sent, resolved.configuration, labels_of(dataset_json), folder, device, threads)
 
 
 def _preprocess_configuration(
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     name: str,
     cases: Sequence[CaseInput],
     num_processes: int,
     overwrite: bool,
     report: Callable[[str], None],
 ) -> list[str]:
-    """Makes what is missing of a configuration and returns what is wrong with the cases that could not be made."""
-    remove_others(recipe, (files.case for files in cases))
-    digest = recipe.digest
-    missing = [files for files in cases if overwrite or not is_complete(recipe, files, digest)]
-    report(f"{name}: {len(missing)} of {len(cases)} cases to make, in {recipe.folder}")
+    """Makes what is missing of a configuration and returns what is wrong with the cases that could not be made.
+
+    Args:
+        recipes: Case to how it is made; all write to one folder.
+        name: The configuration.
+        cases: All cases.
+        num_processes: Worker processes.
+        overwrite: Whether to make all cases again.
+        report: Called with lines for the user.
+    """
+    one = recipes[cases[0].case]
+    remove_others(one, (files.case for files in cases))
+    digests = {id(recipe): recipe.digest for recipe in recipes.values()}
+    jobs = [(recipes[files.case], files) for files in cases]
+    missing = [job for job in jobs if overwrite or not is_complete(*job, digests[id(job[0])])]
+    report(f"{name}: {len(missing)} of {len(cases)} cases to make, in {one.folder}")
     results = run_all(
-        partial(make_case, recipe),
+        _make,
         missing,
         num_processes=num_processes,
         what=f"Preprocessing {name}",
@@ -163,6 +246,10 @@ def _preprocess_configuration(
             "finished cases are kept"
         ) from None
     return faults
+
+
+def _make(job: tuple[Recipe, CaseInput]) -> str | None:
+    return make_case(*job)
 
 
 def _copy_labels(cases: Sequence[CaseInput], folder: Path, file_ending: str) -> None:

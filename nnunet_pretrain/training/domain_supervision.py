@@ -205,8 +205,8 @@ class DomainSupervision(LabelSetSupervision):
         return domains[0] if len(set(domains)) == 1 else domains
 
     def _set_route(self, route: Route) -> None:
-        unwrapped(self.network).route = route
-        self.loss.route = route
+        network: Any = unwrapped(self.network)
+        network.route = self.loss.route = route
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predicts every held-out case with its branch, at its domain's spacing, and scores it by its own labels."""
@@ -221,7 +221,7 @@ class DomainSupervision(LabelSetSupervision):
 
 
 def _let_torch_compile(branches: int) -> None:
-    """Lets torch.compile keep versions of the decoder for every branch: to train and to predict, one output or several."""
+    """Lets torch.compile keep versions of the decoder for each branch: in training or not, one output or several."""
     config: Any = dynamo_config
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # its name before torch 2.6
     setattr(config, name, max(getattr(config, name), 4 * branches))

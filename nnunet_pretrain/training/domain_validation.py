@@ -87,7 +87,7 @@ def _predict(
     plans = PlansManager(plans_of_domain(trainer.plans_manager.plans, domain))
     configuration = plans.get_configuration(trainer.configuration_name)
     dataset_json = dataset_json_of_domain(trainer.dataset_json, domain, table)
-    network = unwrapped(trainer.network)
+    network: Any = unwrapped(trainer.network)
     network.route = domain
     on_gpu = trainer.device.type == "cuda"
     predictor = nnUNetPredictor(perform_everything_on_device=on_gpu, device=trainer.device, allow_tqdm=False)

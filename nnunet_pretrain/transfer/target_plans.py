@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -171,7 +172,7 @@ def _as_target(planned: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
         return {
             **planned,
             "architecture": kept,
-            "patch_size": chosen["patch_size"] or planned["patch_size"],
+            "patch_size": chosen["patch_size"] or _divisible(planned["patch_size"], old["strides"]),
             "batch_size": chosen["batch_size"] or planned["batch_size"],
         }
     stages = int(new["n_stages"])
@@ -181,6 +182,12 @@ def _as_target(planned: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
     old["n_conv_per_stage_decoder"] = _fitted(old["n_conv_per_stage_decoder"], stages - 1)
     old.update(n_stages=stages, strides=new["strides"], kernel_sizes=new["kernel_sizes"])
     return {**planned, "architecture": kept}
+
+
+def _divisible(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    """Returns a patch with every edge rounded up to what the network's strides divide."""
+    divisor = [prod(axis) for axis in zip(*strides, strict=True)]
+    return [-(-int(edge) // by) * by for edge, by in zip(patch_size, divisor, strict=True)]
 
 
 def _fitted(per_stage: Any, length: int) -> list[int]:
