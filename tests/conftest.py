@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from nnunet_runs import (
+    DOMAINS,
     ENVIRONMENT,
     SMALL,
     SOURCES,
@@ -19,8 +20,10 @@ from nnunet_runs import (
 )
 
 from nnunet_pretrain.conversion import find_source, merge
+from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
+from nnunet_pretrain.phantom.domains import write_phantom_domain
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,3 +84,35 @@ def pretrained(tmp_path_factory, sources):
         shorten(root / f"nnUNet_preprocessed/Dataset901_Target/{plans}.json")
     run([*preprocess, "-d", "901", "-plans_name", "nnUNetTransferPlans_Merged"], environment)
     return SimpleNamespace(root=root, environment=environment, logs=logs, model=model, checkpoint=checkpoint)
+
+
+@pytest.fixture(scope="session")
+def domains(tmp_path_factory):
+    """Three phantom domains of other contrasts, labels and spacings, and a very short training of one network on them.
+
+    All is done with a user's commands, nnU-Net's under start method spawn.
+    """
+    root = tmp_path_factory.mktemp("domains")
+    folders = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
+    environment = {**folders, TRAINER_VARIABLE: str(leaf("trainers"))}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    for position, (name, (contrast, labels, spacing)) in enumerate(DOMAINS.items()):
+        seeds = range(10 * position, 10 * position + 3)
+        write_phantom_domain(root / "nnUNet_raw" / name, contrast, labels, seeds, spacing_mm=spacing)
+    recipe = read_json(leaf("plans") / "tiny.json")
+    recipe["training"]["mirror_axes"], recipe["domains"] = [0], {"clip_percentiles": [0.5, 99.5]}
+    write_json(root / "mine.json", recipe)
+    ours, preset = script("nnunet_pretrain"), ["--preset", root / "mine.json"]
+    members = ["--members", "3", "Dataset007_MR", "9"]
+    logs = {"plan": run([ours, "plan_domains", "-d", "910", "-n", "Many", *members, *preset], environment)}
+    plans = root / "nnUNet_preprocessed/Dataset910_Many/nnUNetDomainPlans.json"
+    shorten(plans, num_iterations_per_epoch=9, num_val_iterations_per_epoch=4, warmup_epochs=0, val_share=0.4)
+    run([ours, "preprocess", "-d", "910", "-p", "nnUNetDomainPlans"], environment)
+    train = [sys.executable, "-c", SPAWNED_TRAINING, "910", "3d_fullres", "all", "-device", "cpu"]
+    logs["train"] = run([*train, "-tr", "nnUNetTrainerDomains", "-p", "nnUNetDomainPlans"], environment)
+    model = root / "nnUNet_results/Dataset910_Many/nnUNetTrainerDomains__nnUNetDomainPlans__3d_fullres"
+    checkpoint = model / "fold_all/checkpoint_final.pth"
+    return SimpleNamespace(
+        root=root, environment=environment, logs=logs, model=model, checkpoint=checkpoint, plans=plans
+    )

@@ -9,6 +9,11 @@ from pathlib import Path
 SMALL = {"spacing_mm": (9.0, 9.0, 9.0)}
 SOURCES = ("BTCV", "KiTS23", "AbdomenAtlas1.1")
 TARGET_LABELS = {"liver": ("liver", "liver_tumor", "hepatic_vessel"), "kidneys": ("kidney_left", "kidney_right")}
+DOMAINS = {
+    "Dataset003_CT": ("ct", {"liver": ("liver",), "spleen": ("spleen",)}, (9.0, 9.0, 9.0)),
+    "Dataset007_MR": ("t1", {"kidneys": ("kidney_left", "kidney_right"), "liver": ("liver",)}, (9.0, 9.0, 14.0)),
+    "Dataset009_Inverted": ("inverted", {"liver": ("liver",)}, (8.0, 8.0, 8.0)),
+}
 ENVIRONMENT = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 
 

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_pretrain.checkpoints.branches import DOMAIN, branch_names, branch_weights, domain_records, encoder_of
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.labels import SCHEMES_KEY, SPACE_KEY
-from nnunet_pretrain.planning.settings import SETTINGS_KEY
+from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Card:
         validation: Means of the final validation, overall and per source; empty before it has run.
         origin: Of a converted checkpoint, its format, notes, what is unknown, and how many of its tensors (or rows of
             heads) were left out for which reason; empty for nnU-Net v2's own.
+        encoder_parameters: Number of parameters of the encoder that all domains share; 0 for an ordinary network.
+        domains: Domain to its labels, channels, spacing_mm, normalization, parameters (of its branch) and pseudo_dice;
+            empty for an ordinary network.
+        branch_of: Of a checkpoint taken from one with many branches, the domain's name (None for the encoder alone),
+            the dataset and domains of that training, and the percentiles to which images are clipped beforehand.
     """
 
     file: str
@@ -72,6 +78,9 @@ class Card:
     pseudo_dice: Mapping[str, float] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    encoder_parameters: int = 0
+    domains: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    branch_of: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the card as plain values for JSON."""
@@ -87,6 +96,7 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
     configuration = PlansManager(plans).get_configuration(arguments["configuration"])
     extras = arguments.get(EXTRAS_KEY, {})
     own = extras.get("card", {})
+    domains = _domains(checkpoint)
     return Card(
         file=str(path),
         size_mb=round(path.stat().st_size / 1e6, 1),
@@ -113,7 +123,31 @@ def card_of(path: Path, checkpoint: Mapping[str, Any]) -> Card:
         pseudo_dice=own.get("pseudo_dice", {}),
         validation=own.get("validation", {}),
         origin=_origin(extras.get("origin")),
+        encoder_parameters=count_parameters(encoder_of(checkpoint)) if domains else 0,
+        domains=domains,
+        branch_of=extras.get(DOMAIN, {}),
     )
+
+
+def _domains(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns what a checkpoint of many branches knows of each domain."""
+    names = branch_names(checkpoint)
+    if not names:
+        return {}
+    settings = PretrainSettings.from_plans(checkpoint["init_args"]["plans"]).domains
+    numbers = settings.numbers if settings is not None else {}
+    records = domain_records(checkpoint)
+    return {
+        name: {
+            "labels": records[name]["dataset_json"]["labels"],
+            "channels": list(channel_names(records[name]["dataset_json"])),
+            "spacing_mm": [round(mm, 4) for mm in numbers[name].spacing] if name in numbers else [],
+            "normalization": list(numbers[name].normalization_schemes) if name in numbers else [],
+            "parameters": count_parameters(branch_weights(checkpoint, name)),
+            "pseudo_dice": records[name]["pseudo_dice"],
+        }
+        for name in names
+    }
 
 
 def _origin(record: Mapping[str, Any] | None) -> dict[str, Any]:

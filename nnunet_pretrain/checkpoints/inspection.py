@@ -37,6 +37,7 @@ def describe(card: Card) -> str:
         f"  network        {card.network.rpartition('.')[2]}, {card.parameters:,} parameters",
         f"  spacing        {_sizes(card.spacing_mm, 'mm')}, patch {_sizes(card.patch_size, 'voxels')}",
         *_describe_origin(card),
+        *_describe_branches(card),
     ]
     for i, (channel, scheme) in enumerate(zip_longest(card.channels, card.normalization, fillvalue="unknown")):
         numbers = card.intensity.get(str(i), {})
@@ -74,6 +75,33 @@ def _describe_origin(card: Card) -> list[str]:
         lines.append(f"  unknown        {', '.join(card.origin['unknown'])}: the file does not say")
     lines += [f"  note           {note}" for note in card.origin["notes"]]
     return lines + [f"  left out       {count} x {reason}" for reason, count in card.origin["unmapped"].items()]
+
+
+def _describe_branches(card: Card) -> list[str]:
+    """Returns the lines about the domains of a network with branches, or about the network a branch was taken from."""
+    lines = []
+    if card.branch_of:
+        name, domains = card.branch_of["name"], ", ".join(card.branch_of["domains"])
+        what = f"branch {name}" if name else "the encoder alone (spacing, intensities and labels of the first domain)"
+        lines.append(f"  taken from     {card.branch_of['of']} with the domains {domains}: {what}")
+    if card.branch_of.get("clip_percentiles"):
+        low, high = card.branch_of["clip_percentiles"]
+        lines.append(f"  clipping       every image is clipped to its percentiles {low:g} and {high:g} beforehand")
+    if card.domains:
+        lines.append(f"  encoder        {card.encoder_parameters:,} parameters, shared by {len(card.domains)} domains")
+    for name, domain in card.domains.items():
+        channels = ", ".join(
+            f"{channel}: {scheme}"
+            for channel, scheme in zip_longest(domain["channels"], domain["normalization"], fillvalue="unknown")
+        )
+        lines.append(f"  domain         {name}: branch of {domain['parameters']:,} parameters")
+        lines.append(f"                 spacing {_sizes(domain['spacing_mm'], 'mm')}, {channels}")
+        labels = ", ".join(f"{value} {label}" for label, value in domain["labels"].items())
+        lines.append(f"                 labels {labels}")
+        if domain["pseudo_dice"]:
+            found = ", ".join(f"{group} {dice:.3f}" for group, dice in domain["pseudo_dice"].items())
+            lines.append(f"                 pseudo Dice {found}")
+    return lines
 
 
 def _describe_own(card: Card) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,11 +15,12 @@ from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.adapter import AdaptedNetwork
 from nnunet_pretrain.networks.locate import locate_network
 from nnunet_pretrain.networks.parts import parts_of, unaliased
+from nnunet_pretrain.planning.domain_plans import BRANCHED_NETWORK, SIMPLE_NETWORK
 
 ENCODER_ONLY = "encoder_only"
 """Entry of a checkpoint's extras: whether it was exported without decoder and heads."""
 
-_ONLY_TO_CONTINUE = ("resume", "progress")
+_ONLY_TO_CONTINUE = ("resume", "progress", "domain_losses")
 _KNOWN_PACKAGES = ("dynamic_network_architectures.", "nnunet_pretrain.networks.", "monai.networks.", "torch.nn.")
 
 
@@ -109,12 +110,21 @@ def imports_of(checkpoint: Mapping[str, Any]) -> list[str]:
 
     arguments = checkpoint["init_args"]
     chosen = PlansManager(arguments["plans"]).get_configuration(arguments["configuration"])
-    given = chosen.network_arch_init_kwargs
-    paths = [chosen.network_arch_class_name, *(given.get(key) for key in chosen.network_arch_init_kwargs_req_import)]
-    if chosen.network_arch_class_name == f"{AdaptedNetwork.__module__}.{AdaptedNetwork.__qualname__}":
+    return _imports(
+        chosen.network_arch_class_name, chosen.network_arch_init_kwargs, chosen.network_arch_init_kwargs_req_import
+    )
+
+
+def _imports(class_name: str, given: Mapping[str, Any], imported: Sequence[str]) -> list[str]:
+    """Returns what a network imports, and what the networks within it import."""
+    paths = [str(path) for path in (class_name, *(given.get(key) for key in imported)) if path is not None]
+    if class_name == f"{AdaptedNetwork.__module__}.{AdaptedNetwork.__qualname__}":
         wrapped = given.get("arguments") or {}
-        paths += [given.get("network"), *(wrapped.get(key) for key in given.get("imported_arguments", ()))]
-    return [str(path) for path in paths if path is not None]
+        paths += _imports(str(given.get("network")), wrapped, given.get("imported_arguments", ()))
+    if class_name in (BRANCHED_NETWORK, SIMPLE_NETWORK):
+        within = given.get("arch_kwargs") or {}
+        paths += _imports(str(given.get("network_class_name")), within, given.get("imported", ()))
+    return paths
 
 
 def unknown_imports(checkpoint: Mapping[str, Any]) -> list[str]:

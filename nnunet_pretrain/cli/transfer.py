@@ -31,6 +31,7 @@ def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
         help="whose spacing, patch and normalisation to take (default: %(default)s)",
     )
     verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
+    _add_branch(verb)
     verb.add_argument("--encoder-only", action="store_true", help="leave decoder and heads to the seed")
     verb.add_argument(
         "--head",
@@ -43,13 +44,30 @@ def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allow-width", action="store_true", help="let layers of another width share their channels")
     verb.add_argument("-gpu_memory_target", type=float, metavar="GB", help="fit the batch to this memory")
     verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
+    verb.add_argument(
+        "--write-weights",
+        type=Path,
+        metavar="OUT.pth",
+        help="also write the transferred network, for stock nnU-Net's -pretrained_weights",
+    )
     add_processes(verb)
     verb.set_defaults(run=_plan_transfer)
+
+
+def _add_branch(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--branch", metavar="NAME", help="domain whose branch to take: its name, or the number of its dataset"
+    )
 
 
 def _add_study(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
     verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    verb.add_argument(
+        "--task", choices=("segmentation", "classification"), default="segmentation", help="default: %(default)s"
+    )
+    _add_branch(verb)
+    verb.add_argument("--crop-mm", type=float, metavar="MM", help="edge of the patch around a lesion to classify")
     verb.add_argument("--fractions", nargs="+", type=float, default=[0.05, 0.1, 0.25, 0.5, 1.0], metavar="F")
     verb.add_argument("--seeds", type=int, default=3, help="repetitions (default: %(default)s)")
     verb.add_argument(
@@ -90,6 +108,9 @@ def _study(arguments: argparse.Namespace) -> None:
             out=arguments.o,
             num_processes=arguments.np,
             nsd_mm=arguments.nsd,
+            task=arguments.task,
+            branch=arguments.branch,
+            crop_mm=arguments.crop_mm,
         ),
         report=print,
     )
@@ -101,6 +122,7 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "-o", required=True, metavar="OUT", type=Path, help=".safetensors, .zip, a folder, or .pth with --nnssl"
     )
+    _add_branch(verb)
     verb.add_argument("--encoder-only", action="store_true", help="leave out decoder and heads")
     verb.add_argument(
         "--trainer", default="nnUNetTrainer", metavar="NAME", help="trainer the model names (default: %(default)s)"
@@ -116,6 +138,7 @@ def _export(arguments: argparse.Namespace) -> None:
     lines = export(
         arguments.c,
         arguments.o,
+        branch=arguments.branch,
         encoder_only=arguments.encoder_only,
         trainer=arguments.trainer,
         form="nnssl" if arguments.nnssl else None,
@@ -134,12 +157,14 @@ def _plan_transfer(arguments: argparse.Namespace) -> None:
             name=arguments.n,
             keep=arguments.keep,
             preset=arguments.preset,
+            branch=arguments.branch,
             parts="encoder" if arguments.encoder_only else "all",
             heads=_heads(arguments.head),
             allow_partial=arguments.allow_partial,
             allow_width=arguments.allow_width,
             gpu_memory_gb=arguments.gpu_memory_target,
             exclude_leaked=arguments.exclude_leaked,
+            weights=arguments.write_weights,
             num_processes=arguments.np,
         ),
         report=print,
@@ -151,6 +176,11 @@ def _plan_transfer(arguments: argparse.Namespace) -> None:
         f"      nnUNetv2_train {arguments.d} {configuration} 0 -tr nnUNetTrainerTransfer -p {plans}\n"
         f"      (and with -p {scratch} for the control)"
     )
+    if arguments.write_weights is not None:
+        print(
+            f"or with stock nnU-Net: nnUNetv2_train {arguments.d} {configuration} 0 -p {scratch} "
+            f"-pretrained_weights {arguments.write_weights}"
+        )
 
 
 def _heads(texts: list[str]) -> dict[str, tuple[str, ...]]:

@@ -3,6 +3,8 @@
 - `model.safetensors`: weights and card in a file that can hold no code; transfers start from it.
 - a folder, or `model.zip`: a trained model of stock nnU-Net; anyone predicts with it without this package.
 - `model.pth` with `form="nnssl"`: what nnU-Net's own fine-tuning (`nnUNetv2_preprocess_like_nnssl`) starts from.
+
+A checkpoint of many branches is written whole (safetensors only), or as the ordinary model of one of its domains.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_pretrain.checkpoints.branches import branch_names, clip_lines, is_branched, ordinary, with_records
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.checkpoints.safetensors_file import write_safetensors
@@ -27,6 +30,7 @@ def export(
     checkpoint: Path,
     output: Path,
     *,
+    branch: str | None = None,
     encoder_only: bool = False,
     trainer: str = "nnUNetTrainer",
     form: Form | None = None,
@@ -37,6 +41,8 @@ def export(
     Args:
         checkpoint: Any pre-trained file this package reads.
         output: What to write; a model folder goes into the folder of this name, as into nnUNet_results.
+        branch: Domain whose branch is written with the encoder, from a checkpoint of many branches; its name, or the
+            number of its dataset.
         encoder_only: Whether to leave out decoder and heads.
         trainer: Trainer that stock prediction looks up by name; only for a model folder or its zip.
         form: What to write; None takes it from the output's ending.
@@ -47,7 +53,8 @@ def export(
 
     Raises:
         FileNotFoundError: The checkpoint is missing.
-        ValueError: The checkpoint is unreadable or unsafe, cannot be used in that form, or the output exists.
+        ValueError: The checkpoint is unreadable or unsafe, has no such branch, cannot be used in that form, or the
+            output exists.
     """
     form = form or _form_of(output)
     if encoder_only and form in ("model_dir", "zip"):
@@ -58,7 +65,10 @@ def export(
         _check_free(output, overwrite)
     content = read_pretrained(checkpoint)
     try:
-        return [*_write(form, content, checkpoint, output, encoder_only, trainer, overwrite), *_origin_lines(content)]
+        chosen = _chosen(content, form, branch, encoder_only)
+        source = None if is_branched(content) else checkpoint
+        lines = _write(form, chosen, source, output, encoder_only, trainer, overwrite)
+        return [*lines, *_origin_lines(chosen), *clip_lines(chosen)]
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise ValueError(
@@ -67,24 +77,36 @@ def export(
         ) from error
 
 
+def _chosen(content: Mapping[str, Any], form: Form, branch: str | None, encoder_only: bool) -> Mapping[str, Any]:
+    """Returns what is written of a checkpoint: of one with many branches a branch, the encoder, or all of it."""
+    if branch is not None or not is_branched(content):
+        return ordinary(content, branch)
+    if form in ("model_dir", "zip"):
+        raise ValueError(
+            f"stock nnU-Net predicts with one branch; choose it with --branch: {', '.join(branch_names(content))}"
+        )
+    return ordinary(content) if encoder_only or form == "nnssl" else with_records(content)
+
+
 def _write(
     form: Form,
     content: Mapping[str, Any],
-    checkpoint: Path,
+    source: Path | None,
     output: Path,
     encoder_only: bool,
     trainer: str,
     overwrite: bool,
 ) -> list[str]:
     if form == "model_dir":
-        return write_model_folder(output, content, checkpoint, trainer, overwrite)
+        return write_model_folder(output, content, source, trainer, overwrite)
     if form == "zip":
-        lines = write_model_zip(output, content, checkpoint, trainer)
+        lines = write_model_zip(output, content, source, trainer)
     elif form == "nnssl":
         lines = write_nnssl(output, content, encoder_only)
     else:
         write_safetensors(output, content, encoder_only)
-        lines = [f"next: nnunet_pretrain plan_transfer -d TARGET -c {output}{' --encoder-only' * encoder_only}"]
+        options = " --encoder-only" * encoder_only + " --branch NAME" * is_branched(content)
+        lines = [f"next: nnunet_pretrain plan_transfer -d TARGET -c {output}{options}"]
     return [f"written to {output} ({output.stat().st_size / 1e6:.1f} MB)", *lines]
 
 

@@ -25,7 +25,7 @@ _CHANGING_PLANS = ("continue_training",)
 
 
 def write_model_folder(
-    results: Path, checkpoint: Mapping[str, Any], source: Path, trainer: str, overwrite: bool = False
+    results: Path, checkpoint: Mapping[str, Any], source: Path | None, trainer: str, overwrite: bool = False
 ) -> list[str]:
     """Writes a model as nnU-Net's training would have left it in its results folder, without the optimiser's state.
 
@@ -34,7 +34,8 @@ def write_model_folder(
     Args:
         results: Folder to use as nnUNet_results; made if missing.
         checkpoint: A checkpoint in the form of nnU-Net v2.
-        source: The file it was read from; what nnU-Net keeps beside such a file goes along.
+        source: The file it was read from; what nnU-Net keeps beside such a file goes along. None if that tells of more
+            than this model.
         trainer: Trainer name to write into it.
         overwrite: Whether to replace the same fold of the same model.
 
@@ -66,13 +67,13 @@ def write_model_folder(
     ]
 
 
-def write_model_zip(output: Path, checkpoint: Mapping[str, Any], source: Path, trainer: str) -> list[str]:
+def write_model_zip(output: Path, checkpoint: Mapping[str, Any], source: Path | None, trainer: str) -> list[str]:
     """Writes the same files as a zip, as nnUNetv2_export_model_to_zip does.
 
     Args:
         output: The zip; replaced if it is there.
         checkpoint: A checkpoint in the form of nnU-Net v2.
-        source: The file it was read from.
+        source: The file it was read from, or None.
         trainer: Trainer name to write into it.
 
     Returns:
@@ -214,13 +215,15 @@ def _dataset_json(content: Mapping[str, Any]) -> dict[str, Any]:
     return content["init_args"]["dataset_json"]
 
 
-def _write_files(results: Path, content: Mapping[str, Any], source: Path, trainer: str) -> None:
+def _write_files(results: Path, content: Mapping[str, Any], source: Path | None, trainer: str) -> None:
     """Writes all files of a model below an empty folder."""
     fold = results / model_path(content, trainer)
     fold.mkdir(parents=True)
     torch.save({**content, "trainer_name": trainer}, fold / CHECKPOINT)
     write_json(fold.parent / "plans.json", content["init_args"]["plans"])
     write_json(fold.parent / "dataset.json", _dataset_json(content))
+    if source is None:
+        return
     if (source.parent.parent / FINGERPRINT).is_file():
         write_json(fold.parent / FINGERPRINT, plain(read_json(source.parent.parent / FINGERPRINT)))
     summary = source.parent / "validation" / "summary.json"

@@ -5,27 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_pretrain.checkpoints.branches import branch_names, chosen_branch, clip_lines, ordinary
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.portable import imports_of
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
-from nnunet_pretrain.networks.adapter import AdaptedNetwork
 from nnunet_pretrain.networks.locate import locate_network
-from nnunet_pretrain.networks.trial import try_network
 from nnunet_pretrain.planning.plan import extract_fingerprint
 from nnunet_pretrain.planning.preset import load_preset, recorded_name
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
     Fold,
     PretrainSettings,
-    TrainingSettings,
     TransferSettings,
     transfer_plans_names,
 )
@@ -35,10 +32,12 @@ from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, write_l
 from nnunet_pretrain.transfer.memory import estimated_gb, fitted_batch
 from nnunet_pretrain.transfer.pretrained_network import facts_of, network_without_memory, pretrained_network
 from nnunet_pretrain.transfer.report import TransferReport
+from nnunet_pretrain.transfer.stock_weights import check_output, write_stock_weights
 from nnunet_pretrain.transfer.target_plans import Keep, keep_intensities, target_plans
+from nnunet_pretrain.transfer.target_training import supported
 from nnunet_pretrain.transfer.weights import transfer_weights
 
-_ORIGIN_PRESETS = {"SuPreM": "suprem", "nnssl": "nnssl", "MultiTalent": "multitalent"}
+_ORIGIN_PRESETS = {"SuPreM": "suprem", "nnssl": "nnssl", "MultiTalent": "multitalent", "MedicalNet": "med3d_resnet18"}
 """Beginning of an origin's name to the preset that trains on the target as its authors do."""
 
 
@@ -52,12 +51,15 @@ class PlanOptions:
         name: Name of the transfer; None takes the pre-training's dataset.
         keep: Whose spacing, patch and normalisation the plans take.
         preset: Preset for the training on the target; None means the one of the pre-training, or default.
+        branch: Domain whose branch is taken with the encoder, from a checkpoint of many branches: its name, or the
+            number of its dataset. None takes the encoder alone from such a checkpoint.
         parts: `all`, or `encoder` to transfer only that.
         heads: Outputs of the target whose pre-trained structures the user names himself.
         allow_partial: Whether to go on when a part of the network gets little.
         allow_width: Whether layers of another width take the channels both have.
         gpu_memory_gb: Memory to fit the batch to; None means as much as the pre-training took.
         exclude_leaked: Whether cases of the pre-training are kept out of every validation.
+        weights: File to write the transferred network to, for stock nnU-Net's `-pretrained_weights`; None writes none.
         num_processes: Worker processes for reading the target.
     """
 
@@ -66,12 +68,14 @@ class PlanOptions:
     name: str | None = None
     keep: Keep = "pretrained"
     preset: str | None = None
+    branch: str | None = None
     parts: Literal["all", "encoder"] = "all"
     heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     allow_partial: bool = False
     allow_width: bool = False
     gpu_memory_gb: float | None = None
     exclude_leaked: bool = False
+    weights: Path | None = None
     num_processes: int = 2
 
 
@@ -106,11 +110,17 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
 
     Raises:
         FileNotFoundError: Checkpoint or dataset is missing.
-        ValueError: The checkpoint is unusable, does not fit, or too little of it would be loaded.
+        ValueError: The checkpoint is unusable, has no such branch, does not fit, or too little of it would be loaded.
     """
     checkpoint = options.checkpoint.expanduser().absolute()
-    content = read_pretrained(checkpoint)
-    _check_network(content)
+    if options.weights is not None:
+        check_output(options.weights)
+    whole = read_pretrained(checkpoint)
+    _check_network(whole)
+    options = _one_branch(whole, options, report)
+    content = ordinary(whole, options.branch)
+    for line in clip_lines(content):
+        report(f"note: {line}")
     name = dataset_name(options.dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
     extract_fingerprint(name, options.num_processes)
@@ -129,10 +139,10 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
         _fit_batch(plans, configuration, content, dataset_json, fingerprint, options.gpu_memory_gb)
     settings = PretrainSettings(
         preset=preset_name,
-        training=_training(preset.transfer, plans, configuration, dataset_json, report),
+        training=supported(preset.transfer, plans, configuration, dataset_json, report),
         fine_tuning=preset.fine_tuning,
         transfer=_transfer_settings(options, checkpoint, content, dataset_json),
-        folds=_guard_leaks(name, content, options, folder / f"leakage_{plans_name}.json", report),
+        folds=_guard_leaks(name, whole, options, folder / f"leakage_{plans_name}.json", report),
     )
     comparison = compare(content, plans, dataset_json, fingerprint, _images(name))
     for line in comparison.lines():
@@ -141,11 +151,30 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
     for line in planned.lines():
         report(line)
     control = settings.model_copy(update={"transfer": TransferSettings()})
-    for key, chosen in ((plans_name, settings), (scratch_name, control)):
-        ours = {SETTINGS_KEY: chosen.model_dump(mode="json", exclude_none=True)}
-        write_json(folder / f"{key}.json", {**plans, "plans_name": key, **ours})
-    written = (folder / f"{plans_name}.json", folder / f"{scratch_name}.json")
-    return PlannedTransfer(*written, configuration, comparison, planned)
+    made = {
+        key: {**plans, "plans_name": key, SETTINGS_KEY: chosen.model_dump(mode="json", exclude_none=True)}
+        for key, chosen in ((plans_name, settings), (scratch_name, control))
+    }
+    if options.weights is not None:
+        write_stock_weights(options.weights, content, made[plans_name], configuration, dataset_json)
+    for key, written in made.items():
+        write_json(folder / f"{key}.json", written)
+    paths = (folder / f"{plans_name}.json", folder / f"{scratch_name}.json")
+    return PlannedTransfer(*paths, configuration, comparison, planned)
+
+
+def _one_branch(checkpoint: Mapping[str, Any], options: PlanOptions, report: Callable[[str], None]) -> PlanOptions:
+    """Returns the options with the branch by its full name, or for the encoder alone if a choice was not made."""
+    if options.branch is not None:
+        return replace(options, branch=chosen_branch(checkpoint, options.branch))
+    names = branch_names(checkpoint)
+    if not names:
+        return options
+    if options.heads:
+        raise ValueError(f"heads belong to a branch; choose one with --branch: {', '.join(names)}")
+    kept = f", and spacing and intensities of {names[0]}" if options.keep == "pretrained" else ""
+    report(f"note: only the shared encoder is taken{kept}; --branch takes one of {', '.join(names)} with it")
+    return replace(options, parts="encoder")
 
 
 def default_name(checkpoint: Mapping[str, Any]) -> str:
@@ -168,28 +197,6 @@ def _usual_preset(checkpoint: Mapping[str, Any], report: Callable[[str], None]) 
     return named
 
 
-def _training(
-    training: TrainingSettings,
-    plans: Mapping[str, Any],
-    configuration: str,
-    dataset_json: Mapping[str, Any],
-    report: Callable[[str], None],
-) -> TrainingSettings:
-    """Returns the preset's training, without deep supervision if the network has only one output."""
-    facts = facts_of(plans, configuration, dataset_json)
-    arguments = facts.architecture["arch_kwargs"]
-    if not (training.deep_supervision and facts.architecture["network_class_name"].endswith(AdaptedNetwork.__name__)):
-        return training
-    channels = (len(facts.channels), len(facts.outputs.names))
-    build = partial(AdaptedNetwork, *channels, **{**arguments, "deep_supervision": True})
-    try:
-        try_network(build, channels, plans["configurations"][configuration]["patch_size"], arguments["strides"])
-    except ValueError:
-        report(f"note: {facts.class_name} is trained without deep supervision, which it does not offer")
-        return training.model_copy(update={"deep_supervision": False})
-    return training
-
-
 def _check_network(checkpoint: Mapping[str, Any]) -> None:
     """Refuses plans that name something else than network classes, before nnU-Net calls what they name."""
     for path in imports_of(checkpoint):
@@ -200,11 +207,12 @@ def _transfer_settings(
     options: PlanOptions, checkpoint: Path, content: Mapping[str, Any], dataset_json: Mapping[str, Any]
 ) -> TransferSettings:
     old, new = outputs_of(content["init_args"]["dataset_json"]), outputs_of(dataset_json)
-    heads = {**match_heads(old, new), **options.heads}
+    heads = {**(match_heads(old, new) if options.parts == "all" else {}), **options.heads}
     describe_heads(heads, old, new)
     return TransferSettings(
         checkpoint=str(checkpoint),
         sha256=sha256_of(checkpoint),
+        branch=options.branch,
         parts=options.parts,
         heads=heads,
         allow_partial=options.allow_partial,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.parts import unaliased
+from nnunet_pretrain.planning.settings import SETTINGS_KEY
 from nnunet_pretrain.transfer.heads import Outputs, outputs_of
 
 PLANNED_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
@@ -34,7 +35,7 @@ class NetworkFacts:
 
     @property
     def class_path(self) -> str:
-        """Dotted path of the class that holds the weights: behind an adapter, the wrapped one."""
+        """Dotted path of the class that holds the weights: behind an adapter or a classifier, the wrapped one."""
         wrapped = self.architecture["arch_kwargs"].get("network")
         return str(wrapped or self.architecture["network_class_name"])
 
@@ -48,7 +49,8 @@ class NetworkFacts:
         """Number of encoder stages of a U-Net that nnU-Net plans, None for other networks."""
         if self.class_name not in PLANNED_NETWORKS:
             return None
-        return int(self.architecture["arch_kwargs"]["n_stages"])
+        given = self.architecture["arch_kwargs"]
+        return int(given.get("arguments", given)["n_stages"])  # a classifier keeps its network's arguments there
 
 
 def network_without_memory(facts: NetworkFacts, deep_supervision: bool = False) -> nn.Module:
@@ -92,7 +94,9 @@ def facts_of(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping
         "arch_kwargs": chosen.network_arch_init_kwargs,
         "_kw_requires_import": chosen.network_arch_init_kwargs_req_import,
     }
-    return NetworkFacts(architecture, channel_names(dataset_json), outputs_of(dataset_json))
+    classes = plans.get(SETTINGS_KEY, {}).get("classification", {}).get("classes")
+    outputs = Outputs(tuple(classes)) if classes else outputs_of(dataset_json)
+    return NetworkFacts(architecture, channel_names(dataset_json), outputs)
 
 
 def pretrained_network(

@@ -11,6 +11,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from nnunet_pretrain.checkpoints.branches import ordinary
 from nnunet_pretrain.checkpoints.durable import DurableTraining
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.files import sha256_of, write_json
@@ -92,7 +93,7 @@ class TransferredWeights(DurableTraining):
 
     def _load_pretrained(self, transfer: TransferSettings) -> TransferReport:
         path = Path(transfer.checkpoint or "")
-        checkpoint = read_pretrained(path)
+        checkpoint = ordinary(read_pretrained(path), transfer.branch)
         sha256 = sha256_of(path)
         if transfer.sha256 is not None and sha256 != transfer.sha256:
             raise ValueError(
