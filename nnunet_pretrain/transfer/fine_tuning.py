@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from nnunet_pretrain.networks.parts import Part, layers_of, parts_of
 from nnunet_pretrain.planning.settings import FineTuning
-from nnunet_pretrain.training.distributed import wrap_for_device
+from nnunet_pretrain.training.distributed import unwrapped, wrap_for_device
 from nnunet_pretrain.training.planned_training import PlannedTraining
-from nnunet_pretrain.transfer.transferred_weights import unwrapped
 
 
 def lr_factors(network: nn.Module, fine_tuning: FineTuning) -> dict[str, float]:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_pretrain.checkpoints.branches import ordinary
@@ -16,18 +14,12 @@ from nnunet_pretrain.checkpoints.durable import DurableTraining
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.files import sha256_of, write_json
 from nnunet_pretrain.planning.settings import PretrainSettings, TransferSettings
+from nnunet_pretrain.training.distributed import unwrapped
 from nnunet_pretrain.transfer.pretrained_network import facts_of, pretrained_network
 from nnunet_pretrain.transfer.report import TransferReport
 from nnunet_pretrain.transfer.weights import transfer_weights
 
 REPORT = "transfer_report.json"
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """Returns the network itself, without what distributes or compiles it."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 class TransferredWeights(DurableTraining):
