@@ -16,7 +16,6 @@ Run `python benchmarks/partial_labels.py /tmp/partial_labels --jobs 2`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -28,8 +27,9 @@ from pathlib import Path
 
 from partial_labels_arms.design import ARMS, DESIGNS, SCALES, Scale
 from partial_labels_arms.tables import print_tables
+from workspace import claim
 
-from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_search_path
 
 HERE = Path(__file__).resolve().parent
@@ -92,23 +92,6 @@ def one_task(arguments: argparse.Namespace) -> None:
     else:
         arm = arguments.arms[0]
         run(work, DESIGNS[arguments.design], arm, seed, arguments.device, result_file(work, arm, seed))
-
-
-def claim(work: Path, settings: dict[str, object]) -> None:
-    """Makes sure that the folder holds runs of these settings or nothing.
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    path = work / "benchmark.json"
-    settings = json.loads(json.dumps(settings))  # as it reads back, lists for tuples
-    if path.is_file() and read_json(path) != settings:
-        raise ValueError(f"{work} holds runs with other settings {read_json(path)}; choose another folder or delete it")
-    if not path.is_file() and work.is_dir() and any(work.iterdir()):
-        raise ValueError(f"{work} is not empty and holds no runs of this benchmark; choose another folder")
-    for folder in (*NNUNET_VARIABLES, "results"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
 
 
 def run_all(arguments: argparse.Namespace, seeds: Iterable[int]) -> None:

@@ -16,21 +16,18 @@ Run `python benchmarks/transfer.py /tmp/transfer --study fractions --jobs 2`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from workspace import claim, command, epochs_of, set_environment
 
 from nnunet_pretrain.conversion import find_source, merge
 from nnunet_pretrain.conversion.merge import MergeOptions
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf, trainer_search_path
+from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.labels import LabelSpace
 from nnunet_pretrain.phantom import Appearance
 from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
@@ -86,15 +83,6 @@ class Scale:
     long: dict[str, Any]
 
 
-def _steps(epochs: int, steps: int, validation: int, save_every: int) -> dict[str, int]:
-    return {
-        "num_epochs": epochs,
-        "num_iterations_per_epoch": steps,
-        "num_val_iterations_per_epoch": validation,
-        "save_every": save_every,
-    }
-
-
 SCALES = {
     "test": Scale(
         spacing_mm=9,
@@ -105,8 +93,9 @@ SCALES = {
         ablation=0.5,
         seeds=1,
         network={},
-        pretraining=_steps(2, 3, 1, 1),
-        transfer={**_steps(3, 2, 1, 1), "warmup_epochs": 1},
+        pretraining=epochs_of(2, 3, 1, 1),
+        transfer={**epochs_of(3, 2, 1, 1), "warmup_epochs": 1},
+        long={**epochs_of(4, 2, 1, 1), "warmup_epochs": 1},
     ),
     # Preset tiny centres every patch of the pre-training on a structure; then background far away is never learned.
     "small": Scale(
@@ -118,9 +107,9 @@ SCALES = {
         ablation=0.2,
         seeds=3,
         network={"patch_size": [16, 24, 24]},
-        pretraining={**_steps(15, 100, 4, 5), "oversample_foreground_percent": 0.5},
-        transfer={**_steps(24, 10, 2, 8), "warmup_epochs": 2},
-        long={**_steps(40, 25, 2, 20), "warmup_epochs": 3},
+        pretraining={**epochs_of(15, 100, 4, 5), "oversample_foreground_percent": 0.5},
+        transfer={**epochs_of(24, 10, 2, 8), "warmup_epochs": 2},
+        long={**epochs_of(40, 25, 2, 20), "warmup_epochs": 3},
     ),
     "large": Scale(
         spacing_mm=3,
@@ -131,37 +120,11 @@ SCALES = {
         ablation=0.2,
         seeds=3,
         network={"patch_size": [64, 64, 64], "base_features": 32, "max_features": 256},
-        pretraining={**_steps(40, 250, 20, 10), "oversample_foreground_percent": 0.5, "initial_lr": 1e-3},
-        transfer={**_steps(50, 50, 10, 10), "warmup_epochs": 3, "initial_lr": 1e-3},
-        long={**_steps(200, 50, 10, 20), "warmup_epochs": 10},
+        pretraining={**epochs_of(40, 250, 20, 10), "oversample_foreground_percent": 0.5, "initial_lr": 1e-3},
+        transfer={**epochs_of(50, 50, 10, 10), "warmup_epochs": 3, "initial_lr": 1e-3},
+        long={**epochs_of(200, 50, 10, 20), "warmup_epochs": 10},
     ),
 }
-
-
-def set_environment(work: Path, device: str) -> None:
-    """Sets nnU-Net's folders and, on the CPU, one thread and no worker processes, as two runs share two cores."""
-    small = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
-    gpu = {"nnUNet_n_proc_DA": "6", "nnUNet_def_n_proc": "3", "nnUNet_compile": "f"}
-    os.environ.update({variable: str(work / variable) for variable in NNUNET_VARIABLES})
-    os.environ.update(gpu if device == "cuda" else small)
-    os.environ[TRAINER_VARIABLE] = trainer_search_path()
-
-
-def claim(work: Path, settings: dict[str, Any]) -> None:
-    """Makes sure that the folder holds this benchmark with these settings or nothing.
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    path = work / "benchmark.json"
-    settings = json.loads(json.dumps(settings))  # as it reads back, lists for tuples
-    if path.is_file() and read_json(path) != settings:
-        raise ValueError(f"{work} holds a benchmark of other settings {read_json(path)}; choose another folder")
-    if not path.is_file() and work.is_dir() and any(work.iterdir()):
-        raise ValueError(f"{work} is not empty and holds no benchmark; choose another folder")
-    for folder in NNUNET_VARIABLES:
-        (work / folder).mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
 
 
 def preset_file(work: Path, study: str = "fractions") -> Path:
@@ -236,12 +199,6 @@ def prepare(work: Path, scale: Scale, device: str) -> None:
     started = time.monotonic()
     command([*train, "-device", device, *(["--c"] if latest.is_file() else [])])
     print(f"pre-training: {time.monotonic() - started:.0f} s", flush=True)
-
-
-def command(words: list[Any], **variables: str) -> None:
-    """Runs a console script of this Python."""
-    script = Path(sys.executable).with_name(words[0])
-    subprocess.run([script, *map(str, words[1:])], check=True, env={**os.environ, **variables})
 
 
 def study(work: Path, scale: Scale, arguments: argparse.Namespace) -> Path:

@@ -1,9 +1,13 @@
 """The trainers users name with -tr. Each one only says which parts it combines; numbers come from the plans."""
 
 from nnunet_pretrain.checkpoints.described import DescribedCheckpoints
+from nnunet_pretrain.classification.supervision import ClassificationCheckpoints, ClassificationSupervision
 from nnunet_pretrain.training.distributed import DistributedTraining
+from nnunet_pretrain.training.domain_batches import DomainBatches
+from nnunet_pretrain.training.domain_supervision import DomainSupervision
 from nnunet_pretrain.training.label_set_training import LabelSetSupervision
 from nnunet_pretrain.training.planned_training import PlannedTraining
+from nnunet_pretrain.training.progress_by_domain import ProgressByDomain
 from nnunet_pretrain.training.progress_by_source import ProgressBySource
 from nnunet_pretrain.training.sampling import BalancedSampling
 from nnunet_pretrain.transfer.fine_tuning import FineTunedTraining
@@ -21,7 +25,30 @@ class nnUNetTrainerPretrain(
     """Supervised pre-training on a merged, partially labelled dataset (`nnunet_pretrain merge` and `plan`)."""
 
 
+class nnUNetTrainerDomains(
+    ProgressByDomain,
+    DomainBatches,
+    DescribedCheckpoints,
+    BalancedSampling,
+    DomainSupervision,
+    DistributedTraining,
+    PlannedTraining,
+):
+    """One shared encoder and one branch per domain, Med3D's pre-training (`nnunet_pretrain plan_domains`)."""
+
+
 class nnUNetTrainerTransfer(
     DescribedCheckpoints, TransferredWeights, DistributedTraining, FineTunedTraining, PlannedTraining
 ):
     """Training on a target dataset from a pre-trained checkpoint (`nnunet_pretrain plan_transfer`)."""
+
+
+class nnUNetTrainerClassification(
+    ClassificationCheckpoints,
+    TransferredWeights,
+    ClassificationSupervision,
+    DistributedTraining,
+    FineTunedTraining,
+    PlannedTraining,
+):
+    """Classifying images or lesions by a pre-trained encoder (`nnunet_pretrain plan_classification`)."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunet_pretrain.checkpoints.classifiers import without_classifier
 from nnunet_pretrain.checkpoints.portable import build_network, unknown_imports
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.branches import branch_key
@@ -82,7 +83,7 @@ def ordinary(checkpoint: Mapping[str, Any], branch: str | None = None) -> dict[s
     Returns:
         Plans, dataset.json and weights of an ordinary network, under all the names nnU-Net lists them. The card still
         has the fingerprints of all images the encoder has seen, and the domain's own results. The checkpoint of an
-        ordinary network comes back as it is.
+        ordinary network comes back as it is; of a classifier, the encoder is left.
 
     Raises:
         ValueError: There is no such branch, or weights are missing.
@@ -90,7 +91,7 @@ def ordinary(checkpoint: Mapping[str, Any], branch: str | None = None) -> dict[s
     if not is_branched(checkpoint):
         if branch is not None:
             chosen_branch(checkpoint, branch)  # raises
-        return dict(checkpoint)
+        return without_classifier(checkpoint)
     names = branch_names(checkpoint)
     domain = names[0] if branch is None else chosen_branch(checkpoint, branch)
     arguments = checkpoint["init_args"]

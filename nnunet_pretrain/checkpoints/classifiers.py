@@ -9,6 +9,17 @@ from nnunet_pretrain.networks.classifier import CLASSIFIER, inner_architecture
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
 
 
+def is_classifier(checkpoint: Mapping[str, Any]) -> bool:
+    """Tells whether a checkpoint is of a network that classifies."""
+    return _architecture(checkpoint).get("network_class_name") == CLASSIFIER
+
+
+def _architecture(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = checkpoint["init_args"]
+    chosen = arguments["plans"].get("configurations", {}).get(arguments["configuration"], {})
+    return chosen.get("architecture") or {}
+
+
 def without_classifier(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the checkpoint of a classifier as one of the network whose encoder it has; others come back as they are.
 
@@ -17,16 +28,17 @@ def without_classifier(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         checkpoint: A checkpoint in the form of nnU-Net v2.
     """
+    if not is_classifier(checkpoint):
+        return dict(checkpoint)
     arguments = checkpoint["init_args"]
     plans, configuration = arguments["plans"], arguments["configuration"]
-    chosen = plans.get("configurations", {}).get(configuration, {})
-    architecture = chosen.get("architecture") or {}
-    if architecture.get("network_class_name") != CLASSIFIER:
-        return dict(checkpoint)
     settings = {key: value for key, value in plans.get(SETTINGS_KEY, {}).items() if key != "classification"}
     configurations = {
         **plans["configurations"],
-        configuration: {**chosen, "architecture": inner_architecture(architecture)},
+        configuration: {
+            **plans["configurations"][configuration],
+            "architecture": inner_architecture(_architecture(checkpoint)),
+        },
     }
     made = {**plans, "configurations": configurations, SETTINGS_KEY: settings}
     return {**checkpoint, "init_args": {**arguments, "plans": made}}

@@ -117,4 +117,6 @@ def _describe_own(card: Card) -> list[str]:
     for source, found in card.validation.get("per_source", {}).items():
         dice = ", ".join(f"{group} {metrics['Dice']:.3f}" for group, metrics in found["mean"].items())
         lines.append(f"  validation     {source}, {found['cases']} cases, Dice: {dice}")
+    for name, found in card.validation.get("metrics", {}).items():
+        lines.append(f"  validation     {name} {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
     return lines

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.adapter import AdaptedNetwork
+from nnunet_pretrain.networks.classifier import CLASSIFIER
 from nnunet_pretrain.networks.locate import locate_network
 from nnunet_pretrain.networks.parts import parts_of, unaliased
 from nnunet_pretrain.planning.domain_plans import BRANCHED_NETWORK, SIMPLE_NETWORK
@@ -121,6 +122,8 @@ def _imports(class_name: str, given: Mapping[str, Any], imported: Sequence[str])
     if class_name == f"{AdaptedNetwork.__module__}.{AdaptedNetwork.__qualname__}":
         wrapped = given.get("arguments") or {}
         paths += _imports(str(given.get("network")), wrapped, given.get("imported_arguments", ()))
+    if class_name == CLASSIFIER:
+        paths += _imports(str(given.get("network")), given.get("arguments") or {}, given.get("imported", ()))
     if class_name in (BRANCHED_NETWORK, SIMPLE_NETWORK):
         within = given.get("arch_kwargs") or {}
         paths += _imports(str(given.get("network_class_name")), within, given.get("imported", ()))

@@ -13,6 +13,7 @@ from nnunet_pretrain.folders import nnunet_folder
 from nnunet_pretrain.preprocessing.preprocess import preprocess
 from nnunet_pretrain.study.arms import Arm, Keep
 from nnunet_pretrain.study.design import StudyOptions
+from nnunet_pretrain.study.task import Task
 
 Report = Callable[[str], None]
 
@@ -40,20 +41,21 @@ class Base:
         return plans
 
 
-def plan_base(options: StudyOptions, keep: Keep, report: Report) -> Base:
-    """Plans the transfer and its control with `plan_transfer`."""
-    from nnunet_pretrain.transfer.plan_transfer import PlanOptions, plan_transfer
+def plan_base(options: StudyOptions, task: Task, keep: Keep, report: Report) -> Base:
+    """Plans the transfer and its control as the task does."""
+    from nnunet_pretrain.transfer.plan_transfer import PlanOptions
 
     wanted = PlanOptions(
         dataset=options.dataset,
         checkpoint=options.checkpoint,
         name=options.name if keep == "pretrained" else f"{options.name}-target",
         preset=options.preset,
+        branch=options.branch,
         keep=keep,
         num_processes=options.num_processes,
     )
     with _at_least_one_worker():
-        planned = plan_transfer(wanted, report=report)
+        planned = task.plan(options, wanted, report)
     return Base(planned.transfer.stem, planned.scratch.stem, planned.configuration)
 
 
@@ -70,11 +72,14 @@ def _at_least_one_worker() -> Iterator[None]:
             os.environ[_WORKERS] = before
 
 
-def plan_bases(options: StudyOptions, arms: list[Arm], known: dict[str, Any], report: Report) -> dict[Keep, Base]:
+def plan_bases(
+    options: StudyOptions, task: Task, arms: list[Arm], known: dict[str, Any], report: Report
+) -> dict[Keep, Base]:
     """Plans what the arms need and no earlier call of the study planned.
 
     Args:
         options: The study.
+        task: Its task.
         arms: Its arms.
         known: Bases an earlier call remembered, as `remembered` gave them.
         report: Called with lines for the user.
@@ -83,7 +88,7 @@ def plan_bases(options: StudyOptions, arms: list[Arm], known: dict[str, Any], re
     for arm in arms:
         if arm.keep not in bases:
             old = known.get(arm.keep)
-            bases[arm.keep] = Base(**old) if old else plan_base(options, arm.keep, report)
+            bases[arm.keep] = Base(**old) if old else plan_base(options, task, arm.keep, report)
     return bases
 
 

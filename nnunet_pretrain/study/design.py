@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nnunet_pretrain.folders import nnunet_folder
 
 IMAGES_TS = "imagesTs"
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+TASKS = ("segmentation", "classification")
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class StudyOptions:
     Attributes:
         dataset: Id or name of the target, in nnU-Net raw format.
         checkpoint: Pre-trained checkpoint.
+        task: `segmentation`, or `classification` by the target's table of classes.
         fractions: Shares of the labelled cases to train with, each above 0 and at most 1.
         seeds: Number of repetitions; each has its own subsets, initial weights and draws.
         arms: Names of `ARMS`, or NAME=FILE.json for an arm of one's own.
         name: Name of the study, part of plans' and folders' names.
         preset: Preset for the training on the target; None means the one of the pre-training.
+        branch: Domain whose branch is taken, from a checkpoint of many; None takes the encoder alone from such a one.
         test: Fold whose validation cases are the unseen ones, or `imagesTs` to score on imagesTs and labelsTs.
         exclude: Cases that must not be tested on, such as those that were in the pre-training.
         jobs: Runs at a time.
@@ -37,6 +40,7 @@ class StudyOptions:
         out: Folder for the results; None means nnUNet_results/<target>/study_<name>.
         num_processes: Worker processes for planning, preprocessing and the final validation.
         nsd_mm: Tolerance of the normalised surface Dice in mm.
+        crop_mm: Edge of the patch around a lesion that is classified, in mm; None takes the patch of the plans.
 
     Raises:
         ValueError: An option is not possible.
@@ -56,6 +60,9 @@ class StudyOptions:
     out: Path | None = None
     num_processes: int = 2
     nsd_mm: float = 1.0
+    task: str = "segmentation"
+    branch: str | None = None
+    crop_mm: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot be studied."""
@@ -71,6 +78,10 @@ class StudyOptions:
             raise ValueError(f"--test must be the number of a fold or '{IMAGES_TS}', got '{self.test}'")
         if self.device not in ("cuda", "cpu", "mps"):
             raise ValueError(f"-device must be cuda, cpu or mps, got '{self.device}'")
+        if self.task not in TASKS:
+            raise ValueError(f"--task must be {' or '.join(TASKS)}, got '{self.task}'")
+        if self.crop_mm is not None and self.task != "classification":
+            raise ValueError("--crop-mm must be left out, it is for lesions (--task classification)")
         if not self.arms:
             raise ValueError("--arms names no arm; name at least one")
         if not self.nsd_mm > 0:
@@ -112,19 +123,22 @@ class Run:
         return f"{self.arm}_{len(self.train)}cases_s{self.seed}"
 
 
-def find_cases(name: str, test: str, exclude: Sequence[str]) -> Cases:
+def find_cases(
+    name: str, test: str, exclude: Sequence[str], folds: Sequence[Mapping[str, Sequence[str]]] | None = None
+) -> Cases:
     """Decides which cases are tested on and which may be learned from.
 
     Args:
         name: Name of the target dataset, planned.
         test: Number of a fold of splits_final.json (without such a file: of nnU-Net's own five), or `imagesTs`.
         exclude: Cases never tested on. Those of the fold's validation cases join the pool.
+        folds: Folds of the task, None for the dataset's.
 
     Raises:
         ValueError: There is no such fold, or nothing is left to test on or to learn from.
         FileNotFoundError: imagesTs has no labels.
     """
-    folds = _folds(name)
+    folds = known_folds(name) if folds is None else folds
     number = 0 if test == IMAGES_TS else int(test)
     if number >= len(folds):
         raise ValueError(f"--test {number}: {name} has the folds 0 to {len(folds) - 1}")
@@ -140,7 +154,12 @@ def find_cases(name: str, test: str, exclude: Sequence[str]) -> Cases:
     return Cases(pool, monitored, tested)
 
 
-def _folds(name: str) -> list[dict[str, list[str]]]:
+def known_folds(name: str) -> list[dict[str, list[str]]]:
+    """Returns the folds of a dataset's splits_final.json, or nnU-Net's own five.
+
+    Raises:
+        ValueError: The file names unknown cases, or there are too few cases.
+    """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
@@ -175,16 +194,74 @@ def number_of_cases(fraction: float, pool: int) -> int:
     return max(1, math.ceil(fraction * pool - 1e-9))  # 0.1 * 30 is a little more than 3
 
 
-def subset(pool: Sequence[str], seed: int, number: int) -> tuple[str, ...]:
-    """Returns the labelled cases of a seed: the first of one permutation of the pool, so that subsets are nested."""
+def subset(
+    pool: Sequence[str], seed: int, number: int, classes: Mapping[str, frozenset[str]] | None = None
+) -> tuple[str, ...]:
+    """Returns the labelled cases of a seed: the first of one order of the pool, so that subsets are nested.
+
+    Args:
+        pool: All labelled cases.
+        seed: Seed of the order.
+        number: How many.
+        classes: Classes of every case, which the order shares out (`shared_out`); None for a permutation.
+    """
     order = np.random.default_rng(seed).permutation(len(pool))
-    return tuple(sorted(pool[i] for i in order[:number]))
+    drawn = [pool[i] for i in order]
+    return tuple(sorted((drawn if classes is None else shared_out(drawn, classes)[0])[:number]))
 
 
-def design_runs(pool: Sequence[str], fractions: Iterable[float], seeds: int, arms: Sequence[str]) -> list[Run]:
-    """Returns all runs: every arm learns from the same subsets; fractions with equally many cases are one."""
-    numbers = sorted({number_of_cases(fraction, len(pool)) for fraction in fractions})
-    return [Run(arm, seed, subset(pool, seed, number)) for seed in range(seeds) for number in numbers for arm in arms]
+def shared_out(cases: Sequence[str], classes: Mapping[str, frozenset[str]]) -> tuple[list[str], int]:
+    """Puts cases into an order in which classes come in their shares, beginning with one case for every class.
+
+    Args:
+        cases: Cases in random order.
+        classes: Classes of every case.
+
+    Returns:
+        The order, and how many cases it takes to have all classes.
+    """
+    groups: dict[frozenset[str], list[str]] = {}
+    for case in cases:
+        groups.setdefault(classes[case], []).append(case)
+    place = {case: (i + 0.5) / len(group) for group in groups.values() for i, case in enumerate(group)}
+    even = sorted(cases, key=place.__getitem__)
+    first: list[str] = []
+    seen: set[str] = set()
+    for case in even:
+        if not classes[case] <= seen:
+            first.append(case)
+            seen |= classes[case]
+    return [*first, *(case for case in even if case not in set(first))], len(first)
+
+
+def design_runs(
+    pool: Sequence[str],
+    fractions: Iterable[float],
+    seeds: int,
+    arms: Sequence[str],
+    classes: Mapping[str, frozenset[str]] | None = None,
+) -> list[Run]:
+    """Returns all runs: every arm learns from the same subsets; fractions with equally many cases are one.
+
+    Args:
+        pool: All labelled cases.
+        fractions: Shares of them.
+        seeds: Number of seeds.
+        arms: Names of the arms.
+        classes: Classes of every case, None if there are none. Every subset has all of them, so a fraction that is too
+            small for that becomes a larger one.
+    """
+    least = 1
+    if classes is not None:
+        orders = [[pool[i] for i in np.random.default_rng(s).permutation(len(pool))] for s in range(seeds)]
+        least = max(shared_out(order, classes)[1] for order in orders)
+    numbers = sorted({max(least, number_of_cases(fraction, len(pool))) for fraction in fractions})
+    return [
+        Run(arm, seed, subset(pool, seed, number, classes))
+        for seed in range(seeds)
+        for number in numbers
+        for arm in arms
+    ]
 
 
 def results_folder(options: StudyOptions, name: str) -> Path:

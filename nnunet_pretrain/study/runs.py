@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
-from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.files import write_json
 from nnunet_pretrain.folders import TRAINER_VARIABLE, nnunet_folder, trainer_search_path
 from nnunet_pretrain.planning.settings import SETTINGS_KEY, Fold, PretrainSettings
 from nnunet_pretrain.study.arms import Arm, settings_of
 from nnunet_pretrain.study.bases import Base
 from nnunet_pretrain.study.design import IMAGES_TS, Cases, Run, StudyOptions
 from nnunet_pretrain.study.processes import Children
-from nnunet_pretrain.study.scores import CaseToScore, Score, outputs_of, score_files
+from nnunet_pretrain.study.task import Task
 
-TRAINER = "nnUNetTrainerTransfer"
 _UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
 
 
@@ -32,6 +28,7 @@ class Study:
 
     Attributes:
         options: What the user asked for.
+        task: What is trained and scored.
         dataset: Name of the target.
         folder: Where results go.
         cases: Who is what.
@@ -39,6 +36,7 @@ class Study:
     """
 
     options: StudyOptions
+    task: Task
     dataset: str
     folder: Path
     cases: Cases
@@ -55,7 +53,7 @@ class Study:
     def fold(self, run: Run) -> Path:
         """Where nnU-Net keeps a run."""
         configuration = self.arms[run.arm][1].configuration
-        model = f"{TRAINER}__{self.plans_name(run)}__{configuration}"
+        model = f"{self.task.trainer}__{self.plans_name(run)}__{configuration}"
         return nnunet_folder("nnUNet_results") / self.dataset / model / "fold_0"
 
     def environment(self) -> dict[str, str]:
@@ -89,8 +87,8 @@ def do_run(study: Study, run: Run, children: Children) -> None:
         "number_of_cases": len(run.train),
         "train": list(run.train),
         "settings": {key: value for key, value in plans[SETTINGS_KEY].items() if key != "folds"},
-        "scores": score_run(study, run),
-        "pseudo_dice": [float(value) if math.isfinite(value) else None for value in logged["mean_fg_dice"]],
+        "scores": study.task.scores(study, run),
+        study.task.curve: [float(value) if math.isfinite(value) else None for value in logged["mean_fg_dice"]],
         "train_seconds": float(sum(end - start for start, end in times)),
     }
     write_json(study.result_file(run), result)
@@ -117,8 +115,8 @@ def write_plans(study: Study, run: Run) -> dict[str, Any]:
 def train_command(study: Study, run: Run) -> list[str]:
     """Returns nnU-Net's training command; it goes on from what is there."""
     arm, base = study.arms[run.arm]
-    command = ["nnUNetv2_train", study.dataset, base.configuration, "0", "-tr", TRAINER, "-p", study.plans_name(run)]
-    command += ["-device", study.options.device]
+    command = ["nnUNetv2_train", study.dataset, base.configuration, "0", "-tr", study.task.trainer]
+    command += ["-p", study.plans_name(run), "-device", study.options.device]
     fold = study.fold(run)
     if (fold / "checkpoint_final.pth").is_file():
         return [*command, "--val"]
@@ -131,7 +129,7 @@ def train_command(study: Study, run: Run) -> list[str]:
 
 def _predict_command(study: Study, run: Run) -> list[str]:
     images = nnunet_folder("nnUNet_raw") / study.dataset / IMAGES_TS
-    model = ["-d", study.dataset, "-c", study.arms[run.arm][1].configuration, "-f", "0", "-tr", TRAINER]
+    model = ["-d", study.dataset, "-c", study.arms[run.arm][1].configuration, "-f", "0", "-tr", study.task.trainer]
     files = ["-i", str(images), "-o", str(study.fold(run) / IMAGES_TS), "-p", study.plans_name(run)]
     return ["nnUNetv2_predict", *files, *model, "-device", study.options.device, "-npp", "1", "-nps", "1"]
 
@@ -152,36 +150,3 @@ def _check_same_run(fold: Path, plans: Mapping[str, Any]) -> None:
                     f"delete {fold.parent}, or choose another -n"
                 )
             return
-
-
-def score_run(study: Study, run: Run) -> dict[str, dict[str, Score]]:
-    """Scores a finished run on the unseen cases; returns case to output to scores (`score_case`)."""
-    plans = read_json(nnunet_folder("nnUNet_preprocessed") / study.dataset / f"{study.plans_name(run)}.json")
-    raw = nnunet_folder("nnUNet_raw") / study.dataset
-    preprocessed = nnunet_folder("nnUNet_preprocessed") / study.dataset
-    dataset_json = read_json(raw / "dataset.json")
-    outside = study.options.test == IMAGES_TS
-    references = raw / "labelsTs" if outside else preprocessed / "gt_segmentations"
-    predictions = study.fold(run) / (IMAGES_TS if outside else "validation")
-    ending, outputs = dataset_json["file_ending"], outputs_of(dataset_json)
-    work = [
-        CaseToScore(
-            name=case,
-            reference=references / f"{case}{ending}",
-            prediction=predictions / f"{case}{ending}",
-            outputs=outputs,
-            nsd_mm=study.options.nsd_mm,
-            reader=plans["image_reader_writer"],
-        )
-        for case in study.cases.test
-    ]
-    workers = min(study.options.num_processes, len(work))
-    if workers == 1:
-        return dict(map(score_files, work))
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the main process
-    ) as pool:
-        return dict(pool.map(score_files, work))

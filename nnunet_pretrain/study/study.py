@@ -27,13 +27,20 @@ from nnunet_pretrain.study.design import (
 )
 from nnunet_pretrain.study.processes import Children
 from nnunet_pretrain.study.runs import Study, do_run
+from nnunet_pretrain.study.tasks import TASKS
 
 MEMORY = "study.json"
+_BEFORE = {"task": "segmentation"}
+"""What studies did whose memory does not say it."""
 
 _OPTIONS = {
+    "task": "--task",
     "target": "target",
     "checkpoint_sha256": "checkpoint",
     "preset": "--preset",
+    "branch": "--branch",
+    "crop_mm": "--crop-mm",
+    "table": "table of classes",
     "test": "--test",
     "nsd_mm": "tolerance of the surface Dice",
     "cases": "test cases or labelled cases (splits_final.json or excluded cases)",
@@ -58,26 +65,23 @@ def run_study(options: StudyOptions, report: Callable[[str], None] = print) -> P
         FileNotFoundError: Dataset or checkpoint is missing.
     """
     arms = [find_arm(text) for text in dict.fromkeys(options.arms)]
+    task = TASKS[options.task]
+    task.check(options, arms)
     dataset = dataset_name(options.dataset)
     checkpoint = options.checkpoint.expanduser()
     if not checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {checkpoint} not found")
     folder = results_folder(options, dataset)
     memory: dict[str, Any] = read_json(folder / MEMORY) if (folder / MEMORY).is_file() else {}
-    facts = {
-        "target": dataset,
-        "checkpoint_sha256": sha256_of(checkpoint),
-        "preset": options.preset,
-        "test": options.test,
-        "nsd_mm": options.nsd_mm,
-    }
+    facts = _facts(options, dataset, checkpoint)
     _check_unchanged(folder, memory, facts)
-    bases = plan_bases(options, arms, memory.get("bases", {}), report)
+    bases = plan_bases(options, task, arms, memory.get("bases", {}), report)
     leaked = leaked_cases(dataset, bases)
     if leaked:
         report(f"never tested on, for the pre-training has seen them: {', '.join(leaked)}")
-    cases = find_cases(dataset, options.test, (*options.exclude, *leaked))
-    facts["cases"] = plain(vars(cases))
+    first = bases[arms[0].keep].plans_of(arms[0], dataset)
+    cases = find_cases(dataset, options.test, (*options.exclude, *leaked), task.folds(dataset, first))
+    facts |= {**task.facts(dataset, cases), "cases": plain(vars(cases))}
     _check_unchanged(folder, memory, facts)
     settings = _settings(folder, memory, dataset, arms, bases, report)
     write_json(
@@ -89,14 +93,29 @@ def run_study(options: StudyOptions, report: Callable[[str], None] = print) -> P
         },
     )
     preprocess_bases(options, dataset, bases, report)
-    study = Study(options, dataset, folder, cases, {arm.name: (arm, bases[arm.keep]) for arm in arms})
+    study = Study(options, task, dataset, folder, cases, {arm.name: (arm, bases[arm.keep]) for arm in arms})
     report(f"{len(cases.pool)} labelled cases, {len(cases.test)} unseen ones; results in {folder}")
-    run_missing(study, design_runs(cases.pool, options.fractions, options.seeds, [arm.name for arm in arms]))
+    names, classes = [arm.name for arm in arms], task.classes(dataset)
+    run_missing(study, design_runs(cases.pool, options.fractions, options.seeds, names, classes))
 
     from nnunet_pretrain.study.report import write_report
 
-    report(write_report(folder, len(cases.pool), options.nsd_mm))
+    report(write_report(folder, len(cases.pool), options.nsd_mm, task))
     return folder
+
+
+def _facts(options: StudyOptions, dataset: str, checkpoint: Path) -> dict[str, Any]:
+    """Returns what must not change between the calls of one study."""
+    return {
+        "task": options.task,
+        "target": dataset,
+        "checkpoint_sha256": sha256_of(checkpoint),
+        "preset": options.preset,
+        "branch": options.branch,
+        "crop_mm": options.crop_mm,
+        "test": options.test,
+        "nsd_mm": options.nsd_mm,
+    }
 
 
 def _check_unchanged(folder: Path, memory: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -106,8 +125,8 @@ def _check_unchanged(folder: Path, memory: dict[str, Any], facts: dict[str, Any]
         ValueError: Something differs from what the folder's study began with.
     """
     for key, now in facts.items():
-        if memory and memory[key] != now:
-            found = "" if key == "cases" else f": it has {memory[key]}, now it is {now}"
+        if memory and (then := memory.get(key, _BEFORE.get(key))) != now:
+            found = "" if key == "cases" else f": it has {then}, now it is {now}"
             raise ValueError(
                 f"{folder} holds a study with another {_OPTIONS[key]}{found}; choose another -n and -o, or delete it"
             )

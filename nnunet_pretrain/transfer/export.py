@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnunet_pretrain.checkpoints.branches import branch_names, clip_lines, is_branched, ordinary, with_records
+from nnunet_pretrain.checkpoints.classifiers import is_classifier
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.checkpoints.safetensors_file import write_safetensors
@@ -79,6 +80,13 @@ def export(
 
 def _chosen(content: Mapping[str, Any], form: Form, branch: str | None, encoder_only: bool) -> Mapping[str, Any]:
     """Returns what is written of a checkpoint: of one with many branches a branch, the encoder, or all of it."""
+    if is_classifier(content) and branch is None:
+        if form != "safetensors":
+            raise ValueError(
+                "a classifier gives no label maps, so stock nnU-Net cannot predict with it; use `nnunet_pretrain "
+                "classify`, or export it as .safetensors to start a transfer from its encoder"
+            )
+        return content
     if branch is not None or not is_branched(content):
         return ordinary(content, branch)
     if form in ("model_dir", "zip"):

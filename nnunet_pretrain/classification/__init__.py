@@ -1,0 +1,1 @@
+"""Classification: a transferred encoder tells classes of images or lesions apart."""
