@@ -13,6 +13,8 @@ import pytest
 
 _FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(_FOLDER))
+import domain_steps  # noqa: E402
+
 _SPEC = importlib.util.spec_from_file_location("domains_benchmark", _FOLDER / "domains.py")
 benchmark = importlib.util.module_from_spec(_SPEC)
 sys.modules["domains_benchmark"] = benchmark
@@ -125,25 +127,27 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 
 def test_steps_alternate():
     done = []
-    times = benchmark.paired_ms(lambda: done.append("a"), lambda: done.append("b"), 4)
+    times = domain_steps.paired_ms(lambda: done.append("a"), lambda: done.append("b"), 4)
     assert len(times) == 4
     assert "".join(done) in ("baabbaab", "abbaabba")
 
 
 def test_batches_of_domains_are_equal_but_for_the_ids():
     scales = [[1, 1, 1], [0.5, 0.5, 0.5]]
-    first, third = (benchmark.batch_of(i, (26, 8, 8), scales) for i in (0, 2))
+    first, third = (domain_steps.batch_of(i, (26, 8, 8), scales) for i in (0, 2))
     assert first["data"].equal(third["data"])
     assert [tuple(target.shape) for target in first["target"]] == [(2, 1, 26, 8, 8), (2, 1, 13, 4, 4)]
     ids = first["target"][0].unique()
-    assert ids.tolist() == list(range(benchmark.LABELS + 1))
-    assert third["target"][0].unique().tolist() == [0, *(ids[1:] + 2 * benchmark.LABELS).tolist()]
+    assert ids.tolist() == list(range(domain_steps.LABELS + 1))
+    assert third["target"][0].unique().tolist() == [0, *(ids[1:] + 2 * domain_steps.LABELS).tolist()]
 
 
 def test_a_further_branch_costs_its_parameters_only(nnunet):
-    steps = {arm: benchmark.steps_of(nnunet, arm, *TIMED, "cpu") for arm in (benchmark.STOCK, *benchmark.BRANCHES)}
+    steps = {
+        arm: domain_steps.steps_of(nnunet, arm, *TIMED, "cpu") for arm in (domain_steps.STOCK, *domain_steps.BRANCHES)
+    }
     held = {arm: one.bytes() for arm, one in steps.items()}
-    few, many = (held[branches] for branches in benchmark.BRANCHES)
+    few, many = (held[branches] for branches in domain_steps.BRANCHES)
     trainer = steps[8].trainer
     parameters = list(trainer.network.branches["domain3"].parameters())
     own = sum(4 * parameter.numel() for parameter in parameters)
@@ -151,7 +155,7 @@ def test_a_further_branch_costs_its_parameters_only(nnunet):
     moved = sum(4 * p.numel() for p in parameters if trainer.optimizer.state[p].get("momentum_buffer") is not None)
     growth = {key: many[key] - few[key] for key in few}
     assert growth == {"weights": 5 * own, "momentum": 5 * moved, "gradients": 0, "peak": 0}
-    assert few["weights"] == held[benchmark.STOCK]["weights"] + 2 * own
+    assert few["weights"] == held[domain_steps.STOCK]["weights"] + 2 * own
     assert 0 < moved < own
 
 
@@ -168,7 +172,7 @@ def test_the_speed_of_steps_is_measured_with_real_trainers(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     rows = rows_of(done.stdout, "16x16x16, 3 stages")
     timed = {(row[1], row[2]): [float(value) for value in row[3].split(" and ")] for row in rows if " and " in row[3]}
-    assert len(timed) == len(benchmark.PAIRS)
+    assert len(timed) == len(domain_steps.PAIRS)
     assert all(value > 0 for pair in timed.values() for value in pair)
     memory = {row[1]: row[2:] for row in rows if " and " not in row[3]}
     assert memory["each further branch"][0] == memory["parameters of a branch"][0] != "0.000"
