@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_pretrain.cli.options import add_processes
+from nnunet_pretrain.cli.options import add_processes, add_recipe
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,14 +29,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="NAME",
         help="of members with several channels, the first of these they have; ALL makes every channel a case",
     )
-    verb.add_argument(
-        "--preset", default="default", help="a recipe of plans/, or the path of your own .json (default: %(default)s)"
-    )
-    verb.add_argument(
-        "--resampling",
-        choices=("nnunet", "torch"),
-        help="resample images and logits with nnU-Net's default, or its faster torch function (default: the preset's)",
-    )
+    add_recipe(verb)
     add_processes(verb)
     verb.set_defaults(run=_plan_domains)
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_pretrain.cli.options import add_processes
+from nnunet_pretrain.cli.options import add_processes, add_recipe
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds this module's verbs to the parser."""
     verb = verbs.add_parser("plan", help="fingerprint and plan a merged dataset: writes nnUNetPretrainPlans")
     verb.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    verb.add_argument(
-        "--preset", default="default", help="a recipe of plans/, or the path of your own .json (default: %(default)s)"
-    )
-    verb.add_argument(
-        "--resampling",
-        choices=("nnunet", "torch"),
-        help="resample images and logits with nnU-Net's default, or its faster torch function (default: the preset's)",
-    )
+    add_recipe(verb)
     add_processes(verb)
     verb.set_defaults(run=_plan)
 

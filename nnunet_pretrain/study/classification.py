@@ -18,13 +18,12 @@ from nnunet_pretrain.files import read_json, sha256_of, written_atomically
 from nnunet_pretrain.folders import nnunet_folder
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.study.arms import Arm
-from nnunet_pretrain.study.design import IMAGES_TS, Cases, Run, StudyOptions, known_folds
+from nnunet_pretrain.study.design import IMAGES_TS, Cases, StudyOptions, known_folds
 from nnunet_pretrain.study.statistics import MIN_CASES
 from nnunet_pretrain.study.tables import COMMON_NOTES, against_scratch, over_seeds, share, table, with_interval
-from nnunet_pretrain.study.task import Cell, Report, Result, Task
+from nnunet_pretrain.study.task import Cell, Report, Result, Task, Trained
 
 if TYPE_CHECKING:
-    from nnunet_pretrain.study.runs import Study
     from nnunet_pretrain.transfer.plan_transfer import PlannedTransfer, PlanOptions
 
 RUN_COLUMNS = ("arm", "number_of_cases", "seed")
@@ -105,9 +104,9 @@ class Classification(Task):
     def _examples(self, dataset: str) -> tuple[Example, ...]:
         return read_examples(_table(dataset))
 
-    def scores(self, study: Study, run: Run) -> dict[str, Any]:
+    def scores(self, run: Trained) -> dict[str, Any]:
         """Returns the classes, and class and probabilities of every unseen example."""
-        found = read_json(study.fold(run) / "validation" / "summary.json")
+        found = read_json(run.fold / "validation" / "summary.json")
         return {"classes": list(found["classes"]), "examples": found["metric_per_case"]}
 
     def score(self, cell: Cell, metric: str) -> dict[str, Any]:

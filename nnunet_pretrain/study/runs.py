@@ -17,7 +17,7 @@ from nnunet_pretrain.study.arms import Arm, settings_of
 from nnunet_pretrain.study.bases import Base
 from nnunet_pretrain.study.design import IMAGES_TS, Cases, Run, StudyOptions
 from nnunet_pretrain.study.processes import Children
-from nnunet_pretrain.study.task import Task
+from nnunet_pretrain.study.task import Task, Trained
 
 _UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -56,6 +56,10 @@ class Study:
         model = f"{self.task.trainer}__{self.plans_name(run)}__{configuration}"
         return nnunet_folder("nnUNet_results") / self.dataset / model / "fold_0"
 
+    def trained(self, run: Run) -> Trained:
+        """What is scored of a run."""
+        return Trained(self.options, self.dataset, self.cases, self.plans_name(run), self.fold(run))
+
     def environment(self) -> dict[str, str]:
         """Variables of nnU-Net's commands: the caller's, and what lets them find our trainers."""
         environment = {**os.environ, TRAINER_VARIABLE: trainer_search_path()}
@@ -87,7 +91,7 @@ def do_run(study: Study, run: Run, children: Children) -> None:
         "number_of_cases": len(run.train),
         "train": list(run.train),
         "settings": {key: value for key, value in plans[SETTINGS_KEY].items() if key != "folds"},
-        "scores": study.task.scores(study, run),
+        "scores": study.task.scores(study.trained(run)),
         study.task.curve: [float(value) if math.isfinite(value) else None for value in logged["mean_fg_dice"]],
         "train_seconds": float(sum(end - start for start, end in times)),
     }

@@ -15,14 +15,13 @@ import numpy as np
 
 from nnunet_pretrain.files import read_json, written_atomically
 from nnunet_pretrain.folders import nnunet_folder
-from nnunet_pretrain.study.design import IMAGES_TS, Run, StudyOptions
+from nnunet_pretrain.study.design import IMAGES_TS, StudyOptions
 from nnunet_pretrain.study.scores import CaseToScore, Score, outputs_of, score_files
 from nnunet_pretrain.study.statistics import MIN_CASES, Values, compare, estimate, spread_over_seeds
 from nnunet_pretrain.study.tables import COMMON_NOTES, against_scratch, over_seeds, share, table, with_interval
-from nnunet_pretrain.study.task import Cell, Report, Result, Task
+from nnunet_pretrain.study.task import Cell, Report, Result, Task, Trained
 
 if TYPE_CHECKING:
-    from nnunet_pretrain.study.runs import Study
     from nnunet_pretrain.transfer.plan_transfer import PlannedTransfer, PlanOptions
 
 COLUMNS = ("arm", "number_of_cases", "seed", "case", "output")
@@ -44,15 +43,15 @@ class Segmentation(Task):
 
         return plan_transfer(wanted, report=report)
 
-    def scores(self, study: Study, run: Run) -> dict[str, dict[str, Score]]:
-        """Scores a finished run on the unseen cases; returns case to output to scores (`score_case`)."""
-        plans = read_json(nnunet_folder("nnUNet_preprocessed") / study.dataset / f"{study.plans_name(run)}.json")
-        raw = nnunet_folder("nnUNet_raw") / study.dataset
-        preprocessed = nnunet_folder("nnUNet_preprocessed") / study.dataset
+    def scores(self, run: Trained) -> dict[str, dict[str, Score]]:
+        """Scores a run on the unseen cases; returns case to output to scores (`score_case`)."""
+        plans = read_json(nnunet_folder("nnUNet_preprocessed") / run.dataset / f"{run.plans_name}.json")
+        raw = nnunet_folder("nnUNet_raw") / run.dataset
+        preprocessed = nnunet_folder("nnUNet_preprocessed") / run.dataset
         dataset_json = read_json(raw / "dataset.json")
-        outside = study.options.test == IMAGES_TS
+        outside = run.options.test == IMAGES_TS
         references = raw / "labelsTs" if outside else preprocessed / "gt_segmentations"
-        predictions = study.fold(run) / (IMAGES_TS if outside else "validation")
+        predictions = run.fold / (IMAGES_TS if outside else "validation")
         ending, outputs = dataset_json["file_ending"], outputs_of(dataset_json)
         work = [
             CaseToScore(
@@ -60,12 +59,12 @@ class Segmentation(Task):
                 reference=references / f"{case}{ending}",
                 prediction=predictions / f"{case}{ending}",
                 outputs=outputs,
-                nsd_mm=study.options.nsd_mm,
+                nsd_mm=run.options.nsd_mm,
                 reader=plans["image_reader_writer"],
             )
-            for case in study.cases.test
+            for case in run.cases.test
         ]
-        workers = min(study.options.num_processes, len(work))
+        workers = min(run.options.num_processes, len(work))
         if workers == 1:
             return dict(map(score_files, work))
         with ProcessPoolExecutor(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnunet_pretrain.study.arms import Arm
-    from nnunet_pretrain.study.design import Cases, Run, StudyOptions
-    from nnunet_pretrain.study.runs import Study
+    from nnunet_pretrain.study.design import Cases, StudyOptions
     from nnunet_pretrain.transfer.plan_transfer import PlannedTransfer, PlanOptions
 
 Result = Mapping[str, Any]
@@ -18,6 +18,25 @@ Cell = dict[int, Result]
 """Seed to result: the runs of one arm with one number of labelled cases."""
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that is trained and not yet scored.
+
+    Attributes:
+        options: What the user asked for.
+        dataset: Name of the target.
+        cases: Who is what.
+        plans_name: Name of the run's plans.
+        fold: Where nnU-Net keeps the run.
+    """
+
+    options: StudyOptions
+    dataset: str
+    cases: Cases
+    plans_name: str
+    fold: Path
 
 
 class Task(ABC):
@@ -69,8 +88,8 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def scores(self, study: Study, run: Run) -> Any:
-        """Scores a finished run on the unseen cases; returns plain values for JSON."""
+    def scores(self, run: Trained) -> Any:
+        """Scores a run on the unseen cases; returns plain values for JSON."""
 
     @abstractmethod
     def score(self, cell: Cell, metric: str) -> dict[str, Any]:
