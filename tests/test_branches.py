@@ -194,3 +194,31 @@ def test_the_order_of_domains_follows_from_seed_and_epoch():
     assert domain_order(numbers, 0.5, 30, (1, 2)) == domain_order(numbers, 0.5, 30, (1, 2))
     assert domain_order(numbers, 0.5, 30, (1, 2)) != domain_order(numbers, 0.5, 30, (1, 3))
     assert domain_order(numbers, 0.5, 1, (1, 2))[0] in numbers
+
+
+def test_each_branch_learns_its_own_labels_of_the_same_image(tables):
+    """What one domain calls structure is background for the other; with one encoder both are learnt by heart."""
+    torch.manual_seed(0)
+    branched = network(branches={"LiTS": 3, "KiTS": 2})
+    image = torch.randn(1, 1, 16, 16, 16) / 5
+    image[..., 2:8, 2:8, 2:8] += 2
+    image[..., 9:15, 9:15, 9:15] -= 2
+    stored = {domain: torch.zeros(1, 1, 16, 16, 16, dtype=torch.long) for domain in ("LiTS", "KiTS")}
+    stored["LiTS"][..., 2:8, 2:8, 2:8], stored["LiTS"][..., 9:15, 9:15, 9:15] = 3, 4
+    stored["KiTS"][..., 9:15, 9:15, 9:15] = 1
+    sets = {domain: LabelSets(tables[domain]) for domain in stored}
+    losses = BranchLosses({domain: LabelSetLoss(own, batch_dice=False) for domain, own in sets.items()})
+    schemes = {"LiTS": 1, "KiTS": 0}
+    optimizer = torch.optim.AdamW(branched.parameters(), lr=1e-2)
+    for step in range(240):
+        branched.route = losses.route = ("LiTS", "KiTS")[step % 2]
+        rows = sets[branched.route].encode(stored[branched.route], torch.tensor([schemes[branched.route]]))
+        optimizer.zero_grad(set_to_none=True)
+        losses(branched(image), rows).backward()
+        optimizer.step()
+    for domain, ids in stored.items():
+        branched.route = domain
+        found = torch.tensor(tables[domain].stored_ids)[branched(image).argmax(1)][:, None]
+        for structure in ids.unique()[1:]:
+            hit = ((found == structure) & (ids == structure)).sum()
+            assert 2 * hit / ((found == structure).sum() + (ids == structure).sum()) > 0.9, (domain, structure)

@@ -318,3 +318,20 @@ def test_presets_med3d_say_what_med3d_did():
         preset = load_preset(name)
         assert (preset.domains.branch, preset.domains.clip_percentiles) == (branch, (0.5, 99.5))
     assert (preset.training.weight_dice, preset.training.weight_ce, preset.training.deep_supervision) == (0, 1, False)
+
+
+def test_the_planner_reckons_with_the_labels_of_one_branch():
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from small_checkpoints import NETWORKS
+
+    from nnunet_pretrain.planning.plan_domains import _for_one_branch
+
+    class_name, arguments, imported = NETWORKS["PlainConvUNet"]
+    planner = _for_one_branch(ExperimentPlanner, 3)
+
+    def memory(of, outputs):
+        return of.static_estimate_VRAM_usage((32, 32, 32), 1, outputs, class_name, arguments, imported)
+
+    assert planner.__name__ == "ExperimentPlanner"
+    assert memory(planner, 200) == memory(ExperimentPlanner, 3) < memory(ExperimentPlanner, 200)
+    assert memory(planner, 2) == memory(ExperimentPlanner, 2)
