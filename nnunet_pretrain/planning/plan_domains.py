@@ -15,6 +15,7 @@ from nnunet_pretrain.conversion.domain_members import LEAST_CASES
 from nnunet_pretrain.conversion.domains import CLIP_KEY, make_domains
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
+from nnunet_pretrain.labels import SCHEMES_KEY
 from nnunet_pretrain.labels.branches import source_of
 from nnunet_pretrain.planning.domain_fingerprints import (
     Z_SCORE,
@@ -79,6 +80,11 @@ def plan_domains(
     else:
         name = dataset_name(dataset)
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
+    if SCHEMES_KEY not in dataset_json:
+        raise ValueError(
+            f"{name} is one dataset, not many; name datasets with --members, such as -d 910 -n MyDomains --members "
+            f"{dataset} 7, or a dataset that `merge` made"
+        )
     cases_of = _checked_domains(name, dataset_json, chosen)
     plans = _plan(name, dataset_json, cases_of, chosen, num_processes)
     if (resampling or chosen.resampling) == "torch":
