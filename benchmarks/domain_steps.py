@@ -154,7 +154,7 @@ def steps_of(work: Path, arm: str | int, patch: tuple[int, int, int], features: 
     """Returns the steps of an arm: STOCK, LABEL_SETS, or a number of branches."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from trainers.nnunet_pretrain_trainers import nnUNetTrainerDomains, nnUNetTrainerPretrain
+    from nnunet_pretrain.trainers.nnunet_pretrain_trainers import nnUNetTrainerDomains, nnUNetTrainerPretrain
 
     branches = arm if isinstance(arm, int) else 1
     plans, dataset_json = made_up(branches, patch, features)

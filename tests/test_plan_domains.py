@@ -231,7 +231,7 @@ def test_without_clipping_nnunet_normalises_by_channel(domains):
     assert numbers[THICK].normalization_schemes == ("ZScoreNormalization",)
     assert (numbers[THICK].use_mask_for_norm, numbers[CT].use_mask_for_norm) == ((True,), (False,))
     assert PretrainSettings.from_plans(plans).training == load_preset("tiny").training
-    assert plans["foreground_intensity_properties_per_channel"] == {}
+    assert plans["foreground_intensity_properties_per_channel"] == {"0": {}}
 
 
 def test_a_merged_dataset_has_a_branch_per_source(nnunet, sources):

@@ -172,6 +172,10 @@ def _plan(
     configuration = plans["configurations"][CONFIGURATION]
     inner = configuration["architecture"] if preset.architecture is None else planned_architecture(preset.architecture)
     configuration["architecture"] = branched(inner, channels_of, preset.domains.branch)
+    # No domain's: with these, stock commands come as far as the network or the trainer, which say what to do instead.
+    count = len(dataset_json["channel_names"])
+    configuration.update(normalization_schemes=["ZScoreNormalization"] * count, use_mask_for_norm=[False] * count)
+    plans["foreground_intensity_properties_per_channel"] = {str(channel): {} for channel in range(count)}
     numbers = {
         domain: _numbers(name, dataset_json, domain, fingerprint, plans["transpose_forward"], preset)
         for domain, fingerprint in fingerprints.items()
