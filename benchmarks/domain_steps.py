@@ -152,9 +152,8 @@ def made_up_labels(domains: Sequence[str]) -> dict[str, Any]:
 
 def steps_of(work: Path, arm: str | int, patch: tuple[int, int, int], features: tuple[int, ...], device: str) -> Steps:
     """Returns the steps of an arm: STOCK, LABEL_SETS, or a number of branches."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     from nnunet_pretrain.trainers.nnunet_pretrain_trainers import nnUNetTrainerDomains, nnUNetTrainerPretrain
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     branches = arm if isinstance(arm, int) else 1
     plans, dataset_json = made_up(branches, patch, features)
