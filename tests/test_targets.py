@@ -56,12 +56,16 @@ def preset(tmp_path, patch_size):
     return str(path)
 
 
+def two_channels_with_ignore(raw):
+    two_channels(raw)
+    ignore(raw)
+
+
 KINDS = {
-    "single class": {"labels": {"spleen": ("spleen",)}},
-    "two channels": {"change": two_channels, "adapted": {"image channels CT to PET, CT"}},
+    "two channels ignore": {"change": two_channels_with_ignore, "adapted": {"image channels CT to PET, CT"}},
     "regions": {"change": regions},
-    "ignore": {"change": ignore},
-    "anisotropic": {
+    "single class anisotropic": {
+        "labels": {"spleen": ("spleen",)},
         "spacing": (9.0, 9.0, 36.0),
         "keep": "target",
         "patch": [8, 32, 32],
