@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunet_runs import DOMAINS, run, script
 
-from nnunet_pretrain.checkpoints.inspection import read_card
+from nnunet_pretrain.checkpoints.inspection import describe, read_card
 from nnunet_pretrain.folders import TRAINER_VARIABLE
 from nnunet_pretrain.transfer.export import export
 
@@ -25,6 +25,7 @@ def test_stock_nnunet_predicts_with_each_branch_what_the_final_validation_predic
     assert {cases[case]["source"] for case in predicted} == set(DOMAINS)
     card = read_card(domains.checkpoint)
     assert set(card.domains) == set(card.validation["per_source"]) == set(DOMAINS)
+    assert "Dataset007_MR, 3 cases, licence: not stated" in describe(card)
     for domain in ("Dataset003_CT", "Dataset007_MR"):
         lines = export(domains.checkpoint, tmp_path / "models", branch=domain)
         assert "clip --percentiles 0.5 99.5" in lines[-1]

@@ -51,8 +51,10 @@ def describe(card: Card) -> str:
     lines.append(f"  structures     {', '.join(f'{i} {name}' for name, i in card.structures.items())}")
     lines += _describe_own(card)
     for source in card.sources:
-        lines.append(f"  source         {source['name']}, {source['cases']} cases, licence: {source['licence']}")
-        lines.append(f"                 cite: {source['citation']}")
+        licence = source.get("licence") or "not stated"
+        lines.append(f"  source         {source['name']}, {source['cases']} cases, licence: {licence}")
+        if source.get("citation"):
+            lines.append(f"                 cite: {source['citation']}")
     for scheme, sets in card.label_schemes.items():
         hidden = [structure for structure in sets["0"] if structure != "background"]
         lines.append(f"  scheme         {scheme}: not annotated: {', '.join(hidden) or 'nothing'}")
