@@ -75,6 +75,26 @@ def datasets_with_id(dataset_id: int) -> dict[str, list[Path]]:
     return found
 
 
+def raw_folder_to_make(dataset_id: int, name: str) -> Path:
+    """Returns the folder of a raw dataset that is to be made, whether it is there already or not.
+
+    Raises:
+        ValueError: The id or the name is not possible, or another dataset carries the id.
+    """
+    check_dataset_id(dataset_id)
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"dataset name must consist of letters, digits, '_' and '-', got '{name}'")
+    folder = nnunet_folder("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
+    existing = [path for paths in datasets_with_id(dataset_id).values() for path in paths]
+    other = [str(path) for path in existing if path.name != folder.name]
+    if other:
+        raise ValueError(
+            f"dataset id {dataset_id} is taken by {', '.join(other)}, and nnU-Net allows one name per id; "
+            f"choose another -d or remove it"
+        )
+    return folder
+
+
 def dataset_name(dataset: int | str) -> str:
     """Turns an id or a name into the name of a raw nnU-Net dataset, as nnU-Net's commands do.
 

@@ -11,7 +11,12 @@ from nnunet_runs import run, script
 
 from nnunet_pretrain.folders import TRAINER_VARIABLE, export_line, leaf
 
-TRAINERS = ("nnUNetTrainerPretrain", "nnUNetTrainerTransfer")
+TRAINERS = (
+    "nnUNetTrainerPretrain",
+    "nnUNetTrainerDomains",
+    "nnUNetTrainerTransfer",
+    "nnUNetTrainerClassification",
+)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -26,7 +26,7 @@ from nnunet_pretrain.conversion.duplicates import FINGERPRINTS, Pair, find_pairs
 from nnunet_pretrain.conversion.engine import RECORDS, run_all
 from nnunet_pretrain.conversion.fingerprint import Fingerprint
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
+from nnunet_pretrain.folders import raw_folder_to_make
 from nnunet_pretrain.labels import BACKGROUND, DUPLICATES_KEY, IGNORE, SCHEMES_KEY, SPACE_KEY, LabelSetTable, LabelSpace
 
 DOMAINS_SPACE = "domains"
@@ -94,17 +94,7 @@ def make_domains(
 
 def _target_folder(dataset_id: int, name: str) -> Path:
     """Returns the dataset's folder, if it is free or holds an earlier run's."""
-    check_dataset_id(dataset_id)
-    if not name or not name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"dataset name must consist of letters, digits, '_' and '-', got '{name}'")
-    folder = nnunet_folder("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
-    existing = [path for paths in datasets_with_id(dataset_id).values() for path in paths]
-    other = [str(path) for path in existing if path.name != folder.name]
-    if other:
-        raise ValueError(
-            f"dataset id {dataset_id} is taken by {', '.join(other)}, and nnU-Net allows one name per id; "
-            f"choose another -d or remove it"
-        )
+    folder = raw_folder_to_make(dataset_id, name)
     if (folder / "dataset.json").is_file():
         ours = read_json(folder / "dataset.json").get(SPACE_KEY) == DOMAINS_SPACE
     else:

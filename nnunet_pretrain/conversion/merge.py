@@ -15,7 +15,7 @@ from nnunet_pretrain.conversion.members import Member, resolve_members
 from nnunet_pretrain.conversion.record import Conversion, Record
 from nnunet_pretrain.conversion.report import write_report
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import check_dataset_id, datasets_with_id, nnunet_folder
+from nnunet_pretrain.folders import datasets_with_id, raw_folder_to_make
 from nnunet_pretrain.labels import DEFAULT_SPACE, IGNORE, LabelSetTable, LabelSpace
 
 PICTURES_PER_SOURCE = 6
@@ -251,20 +251,10 @@ def _not_told_apart(member: Member, space: LabelSpace) -> list[str]:
 
 
 def _target_folder(dataset_id: int, name: str, options: MergeOptions) -> Path:
-    check_dataset_id(dataset_id)
-    if not name or not name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"dataset name must consist of letters, digits, '_' and '-', got '{name}'")
     if len(options.space.structures) > MAX_STRUCTURES:
         raise ValueError(f"the label space has {len(options.space.structures)} structures, expected {MAX_STRUCTURES}")
-    folder = nnunet_folder("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
-    existing = [path for paths in datasets_with_id(dataset_id).values() for path in paths]
-    other = [str(path) for path in existing if path.name != folder.name]
-    if other:
-        raise ValueError(
-            f"dataset id {dataset_id} is taken by {', '.join(other)}, and nnU-Net allows one name per id; "
-            f"choose another -d or remove it"
-        )
-    if folder in existing and not (options.overwrite or options.resume):
+    folder = raw_folder_to_make(dataset_id, name)
+    if folder in datasets_with_id(dataset_id).get("nnUNet_raw", []) and not (options.overwrite or options.resume):
         raise ValueError(f"{folder} exists; choose another -d, replace it with --overwrite, or update it with --resume")
     return folder
 
