@@ -19,8 +19,8 @@ from small_domains import CT, MEMBERS, MR, NAME, THICK, change_description, voxe
 from nnunet_pretrain.cli import main
 from nnunet_pretrain.conversion import merge
 from nnunet_pretrain.folders import NNUNET_VARIABLES
+from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning import PretrainSettings, load_preset
-from nnunet_pretrain.planning.domain_network import total_stride
 from nnunet_pretrain.planning.domain_plans import domain_tables, plans_of_domain
 from nnunet_pretrain.planning.plan_domains import plan_domains
 from nnunet_pretrain.preprocessing import preprocess
@@ -188,14 +188,19 @@ def test_cases_of_stock_preprocessing_are_found_without_the_raw_data(domains):
     check_domain_records(domains.plans, domains.dataset_json)
 
 
-def test_stock_preprocessing_of_these_plans_fails_instead_of_giving_all_one_spacing(domains):
+def test_a_case_of_stock_preprocessing_is_refused_by_the_training(domains):
     manager = PlansManager(domains.plans)
-    entry = domains.dataset_json["dataset"][f"{CT}__case0"]
+    case = f"{CT}__case0"
+    entry = domains.dataset_json["dataset"][case]
     files = [str(domains.raw / NAME / name) for name in (*entry["images"], entry["label"])]
-    with pytest.raises(KeyError):
-        DefaultPreprocessor(verbose=False).run_case(
-            files[:1], files[1], manager, manager.get_configuration("3d_fullres"), domains.dataset_json
-        )
+    for old in domains.data.glob(f"{case}*.b2nd"):
+        old.unlink()
+    DefaultPreprocessor(verbose=False).run_case_save(
+        str(domains.data / case), files[:1], files[1], manager, manager.get_configuration("3d_fullres"),
+        domains.dataset_json,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=rf"1 of 8 .*{case}.*`nnunet_pretrain preprocess -d Dataset910"):
+        check_domain_records(domains.plans, domains.dataset_json)
 
 
 def test_a_planned_dataset_is_planned_again_with_simple_branches_of_stride_8(domains, tmp_path):
