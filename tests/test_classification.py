@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from classification_targets import CLASSES, write_csv, write_pretrained, write_target
+from nnunet_runs import stop_at
 
 from nnunet_pretrain.checkpoints.branches import ordinary
 from nnunet_pretrain.checkpoints.inspection import describe, read_card
@@ -63,15 +62,7 @@ def train(target, plans, stop_after=None, resume=False, step_name="train_step", 
 
     trainer = get_trainer_from_args("11", "3d_fullres", 0, TRAINER, plans, resume, torch.device("cpu"))
     maybe_load_checkpoint(trainer, resume, only_validate)
-    step, done = getattr(trainer, step_name), [0]
-
-    def stopping_step(batch):
-        done[0] += 1
-        if done[0] == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
-
-    setattr(trainer, step_name, stopping_step)
+    stop_at(trainer, step_name, stop_after)
     if stop_after is not None:
         with pytest.raises(SystemExit):
             trainer.run_training()

@@ -2,9 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import DOMAINS, run
+from nnunet_runs import DOMAINS, run, same, stop_at
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.files import read_json, write_json
@@ -88,16 +86,6 @@ def state_of(trainer, domain):
     return found
 
 
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b or (a != a and b != b)
-
-
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_a_step_of_one_domain_leaves_the_other_branches_bit_identical(trainer, optimizer):
     made = trainer("isolation", optimizer=optimizer, weight_decay=0.1)
@@ -115,9 +103,9 @@ def test_a_step_of_one_domain_leaves_the_other_branches_bit_identical(trainer, o
     assert {str(case).split("__")[0] for case in batch["keys"]} == {"Dataset007_MR"}
     made.train_step(batch)
     after = {domain: state_of(made, domain) for domain in DOMAINS}
-    assert equal(before["Dataset003_CT"], after["Dataset003_CT"])
-    assert equal(before["Dataset009_Inverted"], after["Dataset009_Inverted"])
-    assert not equal(before["Dataset007_MR"], after["Dataset007_MR"])
+    assert same(before["Dataset003_CT"], after["Dataset003_CT"])
+    assert same(before["Dataset009_Inverted"], after["Dataset009_Inverted"])
+    assert not same(before["Dataset007_MR"], after["Dataset007_MR"])
     assert not torch.equal(encoder, made.network.encoder.state_dict()["stages.0.0.convs.0.conv.weight"])
     made.on_train_end()
 
@@ -132,20 +120,12 @@ def test_an_interrupted_training_continues_bit_for_bit(trainer, batches):
 
     straight = finish(trainer("straight", batches=batches, **numbers))
     stopped = trainer("parts", batches=batches, **numbers)
-    step, done = stopped.train_step, [0]
-
-    def stopping_step(batch):
-        done[0] += 1
-        if done[0] == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
-
-    stopped.train_step = stopping_step
+    stop_at(stopped, "train_step", 6)
     with pytest.raises(SystemExit):
         stopped.run_training()
     found = finish(trainer("parts", resume=True, batches=batches, **numbers))
     for key in ("network_weights", "optimizer_state"):
-        assert equal(straight[key], found[key]), key
+        assert same(straight[key], found[key]), key
     progress, continued = (
         [
             {key: value for key, value in entry.items() if key not in ("seconds", "waiting_share")}
@@ -155,7 +135,7 @@ def test_an_interrupted_training_continues_bit_for_bit(trainer, batches):
     )
     for entry in (*progress, *continued):
         entry["cases_seen"] = None  # counts of a begun epoch restart
-    assert equal(progress, continued)
+    assert same(progress, continued)
 
 
 def test_data_of_stock_preprocessing_and_plans_of_other_domains_are_refused(trainer):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import shorten
+from nnunet_runs import same, shorten, stop_at
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 
@@ -56,15 +56,7 @@ def train(data, tmp_path, monkeypatch):
         trainer = get_trainer_from_args(*arguments)
         maybe_load_checkpoint(trainer, resume, False)
         step_name = "validation_step" if validation else "train_step"
-        step, done = getattr(trainer, step_name), [0]
-
-        def stopping_step(batch):
-            done[0] += 1
-            if done[0] == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(batch)
-
-        setattr(trainer, step_name, stopping_step)
+        stop_at(trainer, step_name, stop_after)
         if stop_after is None:
             trainer.run_training()
         else:
@@ -82,19 +74,6 @@ def uninterrupted(train, found=[]):  # noqa: B006 - one run serves all tests
         folder, _ = train("straight")
         found.append(folder)
     return found[0]
-
-
-def same(a, b):
-    """Compares nested checkpoints bit by bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, float) and np.isnan(a):
-        return np.isnan(b)
-    return a == b
 
 
 def comparable(checkpoint):

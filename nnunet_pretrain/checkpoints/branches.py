@@ -16,7 +16,7 @@ from torch import Tensor
 from nnunet_pretrain.checkpoints.classifiers import without_classifier
 from nnunet_pretrain.checkpoints.portable import build_network, unknown_imports
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
-from nnunet_pretrain.networks.branches import branch_key
+from nnunet_pretrain.networks.branches import branch_key, inner_architecture
 from nnunet_pretrain.networks.parts import unaliased
 from nnunet_pretrain.planning.domain_plans import (
     BRANCHED_NETWORK,
@@ -214,12 +214,7 @@ def _plans(plans: Mapping[str, Any], domain: str, whole: bool) -> dict[str, Any]
     for configuration in made["configurations"].values():
         network = configuration["architecture"]
         if network["network_class_name"] == SIMPLE_NETWORK:
-            arguments = network["arch_kwargs"]
-            configuration["architecture"] = {
-                "network_class_name": arguments["network_class_name"],
-                "arch_kwargs": arguments["arch_kwargs"],
-                "_kw_requires_import": arguments["imported"],
-            }
+            configuration["architecture"] = inner_architecture(network["arch_kwargs"])
     return made
 
 

@@ -147,13 +147,7 @@ def _load(model: Path, folds: Sequence[str], name: str, device: str) -> _Model:
 def _network(
     checkpoint: Mapping[str, Any], plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
 ) -> nn.Module:
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    facts = facts_of(plans, configuration, dataset_json)
-    channels = (len(facts.channels), len(facts.outputs.names))
-    network: nn.Module = get_network_from_plans(
-        *facts.architecture.values(), *channels, allow_init=False, deep_supervision=False
-    )
+    network: nn.Module = facts_of(plans, configuration, dataset_json).build()
     network.load_state_dict(checkpoint["network_weights"])
     return network
 

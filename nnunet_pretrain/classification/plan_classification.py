@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_pretrain.checkpoints.branches import ordinary
-from nnunet_pretrain.checkpoints.classifiers import without_classifier
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.classification.labels import (
     TABLE,
@@ -23,6 +22,7 @@ from nnunet_pretrain.classification.labels import (
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
 from nnunet_pretrain.networks.classifier import CLASSIFIER, inner_architecture
+from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
     ClassificationSettings,
@@ -72,7 +72,7 @@ def plan_classification(
     raw = nnunet_folder("nnUNet_raw") / name
     dataset_json = read_json(raw / "dataset.json")
     examples = read_table(raw, dataset_json, _cases(raw, dataset_json))
-    content = without_classifier(read_pretrained(options.checkpoint.expanduser().absolute()))
+    content = read_pretrained(options.checkpoint.expanduser().absolute())
     classification = _settings(examples)
     _check_numbers(crop_mm, batch_size, classification)
     own_name = options.name or f"{default_name(content)}_{_SUFFIX}"
@@ -184,8 +184,7 @@ def patch_of(crop_mm: float, spacing: Sequence[float], strides: Sequence[Sequenc
         strides: Downsampling of each stage; every edge is divisible by their product, and has at least two voxels of
             the coarsest features: over fewer, instance norms would leave nothing to tell apart.
     """
-    divisor = [math.prod(axis) for axis in zip(*strides, strict=True)]
-    return [by * max(2, math.ceil(crop_mm / mm / by)) for by, mm in zip(divisor, spacing, strict=True)]
+    return [by * max(2, math.ceil(crop_mm / mm / by)) for by, mm in zip(total_stride(strides), spacing, strict=True)]
 
 
 def _folds(plans: Path, examples: Sequence[Example], exclude_leaked: bool, report: Report) -> tuple[Fold, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_pretrain.cli.options import add_processes
+from nnunet_pretrain.cli.options import add_transfer, print_planned, transfer_options
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,22 +16,10 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target, with a classification.csv")
-    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
     verb.add_argument("-n", metavar="NAME", help="plans become nnUNetTransferPlans_NAME (default: ..._Classification)")
-    verb.add_argument("--branch", metavar="DOMAIN", help="domain of a checkpoint of many, whose numbers are kept")
-    verb.add_argument(
-        "--keep",
-        choices=("pretrained", "target"),
-        default="pretrained",
-        help="whose spacing, patch and normalisation to take (default: %(default)s)",
-    )
-    verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
+    add_transfer(verb)
     verb.add_argument("--crop-mm", type=float, metavar="MM", help="edge of the patch around a lesion")
     verb.add_argument("--batch-size", type=int, metavar="N", help="examples per step (default: what fits, at most 32)")
-    verb.add_argument("--allow-partial", action="store_true", help="go on if the encoder gets little")
-    verb.add_argument("--allow-width", action="store_true", help="let layers of another width share their channels")
-    verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
-    add_processes(verb)
     verb.set_defaults(run=_plan)
 
 
@@ -48,28 +36,10 @@ def _add_classify(verb: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from nnunet_pretrain.classification.plan_classification import TRAINER, plan_classification
-    from nnunet_pretrain.transfer.plan_transfer import PlanOptions
 
-    options = PlanOptions(
-        dataset=arguments.d,
-        checkpoint=arguments.c,
-        name=arguments.n,
-        keep=arguments.keep,
-        preset=arguments.preset,
-        branch=arguments.branch,
-        allow_partial=arguments.allow_partial,
-        allow_width=arguments.allow_width,
-        exclude_leaked=arguments.exclude_leaked,
-        num_processes=arguments.np,
-    )
+    options = transfer_options(arguments)
     planned = plan_classification(options, arguments.crop_mm, arguments.batch_size, report=print)
-    plans, scratch, configuration = planned.transfer.stem, planned.scratch.stem, planned.configuration
-    print(f"plans written to {planned.transfer}\ncontrol from scratch: {planned.scratch}")
-    print(
-        f"next: nnunet_pretrain preprocess -d {arguments.d} -p {plans} -c {configuration}\n"
-        f"      nnUNetv2_train {arguments.d} {configuration} 0 -tr {TRAINER} -p {plans}\n"
-        f"      (and with -p {scratch} for the control)"
-    )
+    print_planned(planned, arguments.d, TRAINER)
 
 
 def _classify(arguments: argparse.Namespace) -> None:

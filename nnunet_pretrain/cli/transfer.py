@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_pretrain.cli.options import add_processes
+from nnunet_pretrain.cli.options import (
+    add_checkpoint,
+    add_processes,
+    add_transfer,
+    print_planned,
+    transfer_options,
+)
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,16 +28,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
-    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
     verb.add_argument("-n", metavar="NAME", help="plans become nnUNetTransferPlans_NAME (default: the pre-training's)")
-    verb.add_argument(
-        "--keep",
-        choices=("pretrained", "target"),
-        default="pretrained",
-        help="whose spacing, patch and normalisation to take (default: %(default)s)",
-    )
-    verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
-    _add_branch(verb)
+    add_transfer(verb)
     verb.add_argument("--encoder-only", action="store_true", help="leave decoder and heads to the seed")
     verb.add_argument(
         "--head",
@@ -40,33 +38,22 @@ def _add_plan_transfer(verb: argparse.ArgumentParser) -> None:
         metavar="OUTPUT=A+B",
         help="start an output of the target from these pre-trained structures; OUTPUT= for none; repeat for each",
     )
-    verb.add_argument("--allow-partial", action="store_true", help="go on if a part of the network gets little")
-    verb.add_argument("--allow-width", action="store_true", help="let layers of another width share their channels")
     verb.add_argument("-gpu_memory_target", type=float, metavar="GB", help="fit the batch to this memory")
-    verb.add_argument("--exclude-leaked", action="store_true", help="validate on no case of the pre-training")
     verb.add_argument(
         "--write-weights",
         type=Path,
         metavar="OUT.pth",
         help="also write the transferred network, for stock nnU-Net's -pretrained_weights",
     )
-    add_processes(verb)
     verb.set_defaults(run=_plan_transfer)
-
-
-def _add_branch(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--branch", metavar="NAME", help="domain whose branch to take: its name, or the number of its dataset"
-    )
 
 
 def _add_study(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-d", required=True, metavar="TARGET", help="id or name of the target dataset")
-    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    add_checkpoint(verb)
     verb.add_argument(
         "--task", choices=("segmentation", "classification"), default="segmentation", help="default: %(default)s"
     )
-    _add_branch(verb)
     verb.add_argument("--crop-mm", type=float, metavar="MM", help="edge of the patch around a lesion to classify")
     verb.add_argument("--fractions", nargs="+", type=float, default=[0.05, 0.1, 0.25, 0.5, 1.0], metavar="F")
     verb.add_argument("--seeds", type=int, default=3, help="repetitions (default: %(default)s)")
@@ -118,11 +105,10 @@ def _study(arguments: argparse.Namespace) -> None:
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("-c", required=True, metavar="CHECKPOINT", type=Path, help="pre-trained checkpoint of any origin")
+    add_checkpoint(verb)
     verb.add_argument(
         "-o", required=True, metavar="OUT", type=Path, help=".safetensors, .zip, a folder, or .pth with --nnssl"
     )
-    _add_branch(verb)
     verb.add_argument("--encoder-only", action="store_true", help="leave out decoder and heads")
     verb.add_argument(
         "--trainer", default="nnUNetTrainer", metavar="NAME", help="trainer the model names (default: %(default)s)"
@@ -148,37 +134,20 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _plan_transfer(arguments: argparse.Namespace) -> None:
-    from nnunet_pretrain.transfer.plan_transfer import PlanOptions, plan_transfer
+    from nnunet_pretrain.transfer.plan_transfer import plan_transfer
 
-    planned = plan_transfer(
-        PlanOptions(
-            dataset=arguments.d,
-            checkpoint=arguments.c,
-            name=arguments.n,
-            keep=arguments.keep,
-            preset=arguments.preset,
-            branch=arguments.branch,
-            parts="encoder" if arguments.encoder_only else "all",
-            heads=_heads(arguments.head),
-            allow_partial=arguments.allow_partial,
-            allow_width=arguments.allow_width,
-            gpu_memory_gb=arguments.gpu_memory_target,
-            exclude_leaked=arguments.exclude_leaked,
-            weights=arguments.write_weights,
-            num_processes=arguments.np,
-        ),
-        report=print,
+    options = transfer_options(
+        arguments,
+        parts="encoder" if arguments.encoder_only else "all",
+        heads=_heads(arguments.head),
+        gpu_memory_gb=arguments.gpu_memory_target,
+        weights=arguments.write_weights,
     )
-    plans, scratch, configuration = planned.transfer.stem, planned.scratch.stem, planned.configuration
-    print(f"plans written to {planned.transfer}\ncontrol from scratch: {planned.scratch}")
-    print(
-        f"next: nnunet_pretrain preprocess -d {arguments.d} -p {plans} -c {configuration}\n"
-        f"      nnUNetv2_train {arguments.d} {configuration} 0 -tr nnUNetTrainerTransfer -p {plans}\n"
-        f"      (and with -p {scratch} for the control)"
-    )
+    planned = plan_transfer(options, report=print)
+    print_planned(planned, arguments.d, "nnUNetTrainerTransfer")
     if arguments.write_weights is not None:
         print(
-            f"or with stock nnU-Net: nnUNetv2_train {arguments.d} {configuration} 0 -p {scratch} "
+            f"or with stock nnU-Net: nnUNetv2_train {arguments.d} {planned.configuration} 0 -p {planned.scratch.stem} "
             f"-pretrained_weights {arguments.write_weights}"
         )
 

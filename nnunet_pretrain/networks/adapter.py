@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_pretrain.networks.locate import check_arguments, locate, locate_network
+from nnunet_pretrain.networks.planned import total_stride
 
 PREFIX = "backbone."
 
@@ -83,7 +83,7 @@ class AdaptedNetwork(nn.Module):
                     f"{network}: '{name}' is to be imported, but the arguments are {list(self._arguments)}"
                 )
             self._arguments[name] = locate(self._arguments[name])
-        self.divisor = tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+        self.divisor = tuple(total_stride(strides))
         self.decoder = DeepSupervisionSwitch(deep_supervision)
         self.backbone = self._build(self._arguments)
 

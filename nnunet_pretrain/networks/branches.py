@@ -7,13 +7,14 @@ with skip connections, as nnU-Net has it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+from nnunet_pretrain.networks.planned import planned_network, total_stride
 
 Features = Tensor | list[Tensor]
 Route = str | tuple[str, ...]
@@ -72,7 +73,8 @@ class SimpleBranchNetwork(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        whole = _planned(network_class_name, arch_kwargs, imported, input_channels, num_classes, None)
+        inner = {"network_class_name": network_class_name, "arch_kwargs": arch_kwargs, "_kw_requires_import": imported}
+        whole = planned_network(inner, input_channels, num_classes, initialise=not _on_meta(), deep_supervision=None)
         self.encoder: nn.Module = whole.encoder
         self.decoder = _simple_branch(whole, num_classes, strides)
 
@@ -143,10 +145,13 @@ class BranchedNetwork(nn.Module):
         if len({branch_key(domain) for domain in branches}) < len(branches):
             raise ValueError(f"domains must differ in more than '.' and '_', got {list(branches)}")
         self.route: Route | None = None
+        inner = {"network_class_name": network_class_name, "arch_kwargs": arch_kwargs, "_kw_requires_import": imported}
+        supervised = deep_supervision if branch == "unet" else None
         made: dict[str, nn.Module] = {}
         for domain, classes in branches.items():
-            supervised = deep_supervision if branch == "unet" else None
-            whole = _planned(network_class_name, arch_kwargs, imported, input_channels, classes, supervised)
+            whole = planned_network(
+                inner, input_channels, classes, initialise=not _on_meta(), deep_supervision=supervised
+            )
             own = _decoder(whole, network_class_name) if branch == "unet" else _simple_branch(whole, classes, strides)
             if not made:
                 self.encoder: nn.Module = whole.encoder
@@ -195,27 +200,18 @@ def _samples(features: Features, places: list[int]) -> Features:
     return features[places]
 
 
-def _planned(
-    network_class_name: str,
-    arch_kwargs: Mapping[str, Any],
-    imported: Sequence[str],
-    input_channels: int,
-    classes: int,
-    deep_supervision: bool | None,
-) -> Any:
-    """Builds and initialises a network as nnU-Net does from plans."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+def inner_architecture(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the plans' entry of the network that was taken apart, from the arguments of one made of its parts."""
+    return {
+        "network_class_name": arguments["network_class_name"],
+        "arch_kwargs": arguments["arch_kwargs"],
+        "_kw_requires_import": arguments["imported"],
+    }
 
-    initialise = not torch.empty(0).is_meta
-    return get_network_from_plans(
-        network_class_name,
-        dict(arch_kwargs),
-        list(imported),
-        input_channels,
-        classes,
-        allow_init=initialise,
-        deep_supervision=deep_supervision,
-    )
+
+def _on_meta() -> bool:
+    """Whether networks are made without memory at the moment, so that there is nothing to initialise."""
+    return torch.empty(0).is_meta
 
 
 def _decoder(whole: Any, name: str) -> nn.Module:
@@ -237,10 +233,8 @@ def _simple_branch(whole: Any, classes: int, strides: Sequence[Sequence[int]]) -
             f"{type(whole).__name__} has no encoder with `output_channels`, which a simple branch needs; choose "
             f"another network, such as nnU-Net's"
         )
-    branch = SimpleBranch(
-        whole.encoder.output_channels[-1], classes, [math.prod(axis) for axis in zip(*strides, strict=True)]
-    )
+    branch = SimpleBranch(whole.encoder.output_channels[-1], classes, total_stride(strides))
     initialise = getattr(whole, "initialize", None)
-    if initialise is not None and not torch.empty(0).is_meta:
+    if initialise is not None and not _on_meta():
         branch.apply(initialise)
     return branch

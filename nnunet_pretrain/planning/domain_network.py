@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from nnunet_pretrain.networks.locate import check_arguments, locate_network
+from nnunet_pretrain.networks.planned import planned_network, total_stride
 from nnunet_pretrain.networks.trial import try_network
 from nnunet_pretrain.planning.domain_plans import BRANCHED_NETWORK, CONFIGURATION, plans_of_domain
 from nnunet_pretrain.planning.preset import Architecture, Preset
@@ -52,29 +52,13 @@ def _try_architecture(architecture: Architecture, preset: Preset) -> None:
     )
     deep_supervision = preset.training.deep_supervision and preset.domains.branch == "unet"
     channels = (1, 2)
-    build = _builder(inner, channels, deep_supervision)
+    build = partial(planned_network, inner, *channels, deep_supervision=deep_supervision)
     network = build()
     if not all(isinstance(getattr(network, part, None), nn.Module) for part in ("encoder", "decoder")):
         raise ValueError(
             f"{architecture.network} has no `encoder` and `decoder` to share and to multiply; choose another preset"
         )
     try_network(build, channels, architecture.patch_size, architecture.strides if deep_supervision else None)
-
-
-def _builder(
-    architecture: Mapping[str, Any], channels: tuple[int, int], deep_supervision: bool
-) -> Callable[[], nn.Module]:
-    """Returns what builds a network of plans as nnU-Net does."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    return partial(
-        get_network_from_plans,
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        *channels,
-        deep_supervision=deep_supervision,
-    )
 
 
 def planned_architecture(architecture: Architecture) -> dict[str, Any]:
@@ -124,11 +108,6 @@ def _cut(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**cut, "n_stages": stages}
 
 
-def total_stride(strides: Sequence[Sequence[int]]) -> list[int]:
-    """Returns the product of strides along each axis."""
-    return [math.prod(axis) for axis in zip(*strides, strict=True)]
-
-
 def try_branch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], deep_supervision: bool) -> None:
     """Tries the network of the domain with most channels, as it is alone.
 
@@ -144,5 +123,5 @@ def try_branch(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], deep_s
     domain, heads = max(shared["branches"].items(), key=lambda item: item[1])
     configuration = plans_of_domain(plans, domain)["configurations"][CONFIGURATION]
     channels = (len(dataset_json["channel_names"]), heads)
-    build = _builder(configuration["architecture"], channels, deep_supervision)
+    build = partial(planned_network, configuration["architecture"], *channels, deep_supervision=deep_supervision)
     try_network(build, channels, configuration["patch_size"], shared["strides"] if deep_supervision else None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.labels.branches import BranchTable, branch_tables, source_of
+from nnunet_pretrain.networks.branches import inner_architecture
 from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings
 
 DOMAINS_KEY = "domains"
@@ -82,12 +83,7 @@ def dataset_json_of_domain(dataset_json: Mapping[str, Any], domain: str, branch:
 def _alone(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the architecture of a network with one branch."""
     arguments = architecture["arch_kwargs"]
-    inner = {
-        "network_class_name": arguments["network_class_name"],
-        "arch_kwargs": arguments["arch_kwargs"],
-        "_kw_requires_import": arguments["imported"],
-    }
     if arguments["branch"] == "unet":
-        return inner
+        return inner_architecture(arguments)
     simple = {key: arguments[key] for key in ("network_class_name", "arch_kwargs", "imported", "strides")}
     return {"network_class_name": SIMPLE_NETWORK, "arch_kwargs": simple, "_kw_requires_import": []}

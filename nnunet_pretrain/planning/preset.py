@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, field
 
 from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import leaf
+from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning.resampling import Resampling
 from nnunet_pretrain.planning.settings import FineTuning, TrainingSettings
 from nnunet_pretrain.validation import validated
@@ -64,7 +65,7 @@ class Architecture(BaseModel):
     def _fits(self) -> Architecture:
         if self.strides[0] != (1, 1, 1):
             raise ValueError(f"the first of the strides must be [1, 1, 1], got {list(self.strides[0])}")
-        divisor = [math.prod(axis) for axis in zip(*self.strides, strict=True)]
+        divisor = total_stride(self.strides)
         if any(edge % by for edge, by in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(
                 f"patch_size {list(self.patch_size)} must be divisible by {divisor}, the product of strides"

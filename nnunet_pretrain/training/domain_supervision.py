@@ -107,10 +107,14 @@ class DomainSupervision(LabelSetSupervision):
         return tuple(dict.fromkeys(group for table in self.branches.values() for group in table.groups))
 
     @cached_property
+    def _columns(self) -> dict[str, list[int]]:
+        """The place in `scored` of each group of a branch."""
+        return {domain: [self.scored.index(g) for g in table.groups] for domain, table in self.branches.items()}
+
+    @cached_property
     def scored_by_source(self) -> dict[str, set[int]]:
         """The groups of each branch, as indices into `scored`."""
-        place = {group: i for i, group in enumerate(self.scored)}
-        return {domain: {place[group] for group in table.groups} for domain, table in self.branches.items()}
+        return {domain: set(columns) for domain, columns in self._columns.items()}
 
     @cached_property
     def _branch_sets(self) -> dict[str, LabelSets]:
@@ -193,10 +197,9 @@ class DomainSupervision(LabelSetSupervision):
         """Returns true positives, false positives and false negatives, each (B, len(scored)), of one domain's cases."""
         domain = self.source_of_case[str(cases[0])]
         own = hard_counts_by_sample(self._branch_sets[domain], prediction_BV, rows_BV)
-        columns = [self.scored.index(group) for group in self.branches[domain].groups]
         tp, fp, fn = (values.new_zeros(len(values), len(self.scored)) for values in own)
         for spread, values in zip((tp, fp, fn), own, strict=True):
-            spread[:, columns] = values
+            spread[:, self._columns[domain]] = values
         return tp, fp, fn
 
     def route_of(self, cases: Sequence[str]) -> Route:

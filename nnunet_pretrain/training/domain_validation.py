@@ -20,7 +20,7 @@ from torch import distributed as dist
 from nnunet_pretrain.files import write_json
 from nnunet_pretrain.labels.branches import BranchTable
 from nnunet_pretrain.planning.domain_plans import dataset_json_of_domain, plans_of_domain
-from nnunet_pretrain.training.distributed import is_distributed, unwrapped
+from nnunet_pretrain.training.distributed import is_distributed, rank, unwrapped
 from nnunet_pretrain.training.label_set_metrics import evaluate_cases, summary_of
 
 NSD_TOLERANCE_MM = 1.0
@@ -45,23 +45,23 @@ def validate_domains(
     """
     folder = Path(trainer.output_folder) / "validation"
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = trainer.do_split()[1]
-    first = dist.get_rank() if is_distributed() else 0
+    held_out: dict[str, list[str]] = {domain: [] for domain in branches}
+    for case in sorted(trainer.do_split()[1]):
+        held_out[trainer.source_of_case[case]].append(case)
     step = dist.get_world_size() if is_distributed() else 1
     with ProcessPoolExecutor(default_num_processes, mp_context=get_context("spawn")) as pool:
         for domain, table in branches.items():
-            cases = [case for case in sorted(held_out) if trainer.source_of_case[case] == domain]
-            _predict(trainer, domain, table, cases[first::step], pool, save_probabilities)
+            _predict(trainer, domain, table, held_out[domain][rank() :: step], pool, save_probabilities)
     compute_gaussian.cache_clear()
     if is_distributed():
         dist.barrier()
-    if first != 0:
+    if rank() != 0:
         return None
     per_case = []
     for domain, table in branches.items():
         per_case += evaluate_cases(
             table,
-            [case for case in sorted(held_out) if trainer.source_of_case[case] == domain],
+            held_out[domain],
             Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
             folder,
             trainer.dataset_json["file_ending"],

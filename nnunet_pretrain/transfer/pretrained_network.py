@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.parts import unaliased
+from nnunet_pretrain.networks.planned import planned_network
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
 from nnunet_pretrain.transfer.heads import Outputs, outputs_of
 
@@ -52,21 +53,17 @@ class NetworkFacts:
         given = self.architecture["arch_kwargs"]
         return int(given.get("arguments", given)["n_stages"])  # a classifier keeps its network's arguments there
 
+    def build(self, *, initialise: bool = False, deep_supervision: bool = False) -> Any:
+        """Builds the network; see `planned_network`."""
+        sizes = (len(self.channels), len(self.outputs.names))
+        return planned_network(self.architecture, *sizes, initialise=initialise, deep_supervision=deep_supervision)
+
 
 def network_without_memory(facts: NetworkFacts, deep_supervision: bool = False) -> nn.Module:
     """Builds a network as nnU-Net does, on the device "meta": it has names and shapes, and no values."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     with torch.device("meta"):
-        return get_network_from_plans(
-            facts.architecture["network_class_name"],
-            facts.architecture["arch_kwargs"],
-            facts.architecture["_kw_requires_import"],
-            len(facts.channels),
-            len(facts.outputs.names),
-            allow_init=False,
-            deep_supervision=deep_supervision,
-        )
+        network: nn.Module = facts.build(deep_supervision=deep_supervision)
+    return network
 
 
 @dataclass(frozen=True)

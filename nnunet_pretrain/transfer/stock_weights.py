@@ -67,7 +67,9 @@ def write_stock_weights(
     assert settings.transfer is not None
     seed = DEFAULT_SEED if settings.training.seed is None else settings.training.seed
     target = facts_of(plans, configuration, dataset_json)
-    network = initialised_network(target.architecture, len(target.channels), len(target.outputs.names), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = target.build(initialise=True)
     pretrained = pretrained_network(checkpoint, plans["transpose_forward"])
     report = transfer_weights(network, target, pretrained, settings.transfer)
     content = {
@@ -88,19 +90,3 @@ def write_stock_weights(
         torch.save(content, temporary)
     write_json(report_path(path), {"seed": seed, **report.as_dict()})
     return report
-
-
-def initialised_network(architecture: Mapping[str, Any], channels: int, outputs: int, seed: int) -> torch.nn.Module:
-    """Builds a network as nnU-Net does, on the CPU, with initial values of a seed.
-
-    Args:
-        architecture: The plans' entry: network_class_name, arch_kwargs, _kw_requires_import.
-        channels: Channels of the image.
-        outputs: Output channels.
-        seed: The seed.
-    """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_network_from_plans(*architecture.values(), channels, outputs, deep_supervision=False)

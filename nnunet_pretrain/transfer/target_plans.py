@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
 from nnunet_pretrain.checkpoints.card import channel_names
+from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning.plan import planned_by_preset
 from nnunet_pretrain.planning.preset import Preset
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
@@ -186,8 +186,7 @@ def _as_target(planned: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, 
 
 def _divisible(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     """Returns a patch with every edge rounded up to what the network's strides divide."""
-    divisor = [prod(axis) for axis in zip(*strides, strict=True)]
-    return [-(-int(edge) // by) * by for edge, by in zip(patch_size, divisor, strict=True)]
+    return [-(-int(edge) // by) * by for edge, by in zip(patch_size, total_stride(strides), strict=True)]
 
 
 def _fitted(per_stage: Any, length: int) -> list[int]:

@@ -27,18 +27,18 @@ def supported(
         dataset_json: The target's.
         report: Called with a line for the user if something was changed.
     """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     facts = facts_of(plans, configuration, dataset_json)
     strides = facts.architecture["arch_kwargs"].get("strides")
     if not training.deep_supervision or facts.num_stages is not None or strides is None:
         return training
     channels = (len(facts.channels), len(facts.outputs.names))
-    build = partial(
-        get_network_from_plans, *facts.architecture.values(), *channels, allow_init=False, deep_supervision=True
-    )
     try:
-        try_network(build, channels, plans["configurations"][configuration]["patch_size"], strides)
+        try_network(
+            partial(facts.build, deep_supervision=True),
+            channels,
+            plans["configurations"][configuration]["patch_size"],
+            strides,
+        )
     except ValueError:
         report(f"note: {facts.class_name} is trained without deep supervision, which it does not offer")
         return training.model_copy(update={"deep_supervision": False})

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_pretrain.networks.planned import planned_network
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -76,17 +78,8 @@ def fitted_exactly(
 
 
 def _names_of_each_tensor(network: Mapping[str, Any], sizes: tuple[int, int]) -> list[tuple[torch.Size, list[str]]]:
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
     with torch.device("meta"):
-        built = get_network_from_plans(
-            network["network_class_name"],
-            network["arch_kwargs"],
-            network["_kw_requires_import"],
-            *sizes,
-            allow_init=False,
-            deep_supervision=False,
-        )
+        built = planned_network(network, *sizes)
     groups: dict[int, tuple[torch.Size, list[str]]] = {}
     state = built.state_dict(keep_vars=True)  # keeps the tensors themselves, so that equal ones can be told
     for name, tensor in state.items():
