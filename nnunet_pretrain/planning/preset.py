@@ -100,6 +100,27 @@ class Domains(BaseModel):
         return percentiles
 
 
+class NaturalImages(BaseModel):
+    """How `plan_2d` shows 2D natural images to a 3D network.
+
+    Attributes:
+        patch_size: Height and width of a patch in pixels, rounded up to what the target's network divides; the depth
+            is that of RGB, 3.
+        batch_size: Patches per step, or None for as many voxels as a step of the target has.
+        label_smoothing: See `NaturalImageSettings`.
+        crop_area: See `NaturalImageSettings`.
+        crop_ratio: See `NaturalImageSettings`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patch_size: tuple[PositiveInt, PositiveInt] = (224, 224)
+    batch_size: int | None = Field(default=None, ge=2)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+
 class Preset(BaseModel):
     """A recipe.
 
@@ -117,6 +138,7 @@ class Preset(BaseModel):
         transfer: How to train on the target.
         fine_tuning: What is frozen on the target, and how fast each part learns.
         domains: How many domains share an encoder.
+        natural_images: How 2D images are shown to a 3D network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -133,6 +155,7 @@ class Preset(BaseModel):
     transfer: TrainingSettings = TrainingSettings(initial_lr=1e-3, warmup_epochs=10)
     fine_tuning: FineTuning = FineTuning()
     domains: Domains = Domains()
+    natural_images: NaturalImages = NaturalImages()
 
     @field_validator("spacing_mm")
     @classmethod

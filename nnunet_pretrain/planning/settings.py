@@ -15,6 +15,7 @@ from nnunet_pretrain.validation import validated
 SETTINGS_KEY = "nnunet_pretrain"
 PRETRAIN_PLANS = "nnUNetPretrainPlans"
 DOMAIN_PLANS = "nnUNetDomainPlans"
+VDT_PLANS = "nnUNetVDTPlans"
 TRANSFER_PLANS = "nnUNetTransferPlans"
 
 
@@ -27,7 +28,9 @@ class TrainingSettings(BaseModel):
     """How to train. The defaults are nnU-Net's own numbers; patch and batch stand in the plans' configurations.
 
     Attributes:
-        optimizer: SGD (Nesterov momentum 0.99, as nnU-Net) or AdamW.
+        optimizer: SGD or AdamW.
+        momentum: Momentum of SGD.
+        nesterov: Whether that is Nesterov's.
         initial_lr: Learning rate after warm-up.
         weight_decay: Weight decay of the optimiser.
         schedule: Decay after the warm-up: nnU-Net's polynomial, or a half cosine to 0.
@@ -58,6 +61,8 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["SGD", "AdamW"] = "SGD"
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    nesterov: bool = True
     initial_lr: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)
     schedule: Literal["poly", "cosine"] = "poly"
@@ -191,6 +196,33 @@ class ClassificationSettings(BaseModel):
     balance: float = Field(default=1.0, ge=0, le=1)
 
 
+class NaturalImageSettings(BaseModel):
+    """How a 3D network learns from 2D natural images; only in plans of `plan_2d`.
+
+    Attributes:
+        task: What the images' labels are: classes of images, or masks.
+        storage: `volumes` are preprocessed nnU-Net cases; `originals` are read where they lie, at training time.
+        slices: `rgb` makes an image's red, green and blue the three slices; `grey` repeats its luminance, a control
+            without any variation along depth.
+        shuffle_depth: Whether the slices of every sample are put into random order.
+        label_smoothing: Of the cross-entropy (classification).
+        crop_area: Smallest and largest share of an image's area that a training crop shows (classification).
+        crop_ratio: Smallest and largest ratio of its width to its height (classification).
+        target: Dataset, plans and configuration of the 3D target the network was taken from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Literal["classification", "segmentation"]
+    storage: Literal["volumes", "originals"]
+    slices: Literal["rgb", "grey"] = "rgb"
+    shuffle_depth: bool = True
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    target: tuple[str, str, str]
+
+
 class Fold(BaseModel):
     """Training and validation cases of one fold.
 
@@ -214,7 +246,8 @@ class PretrainSettings(BaseModel):
         fine_tuning: How a transferred network is trained differently.
         transfer: Where to start from; only in transfer plans.
         domains: What the domains keep of their own; only in plans of `plan_domains`.
-        classification: What is classified; only in plans of `plan_classification`.
+        classification: What is classified; only in plans of `plan_classification`, and of `plan_2d` for classes.
+        natural_images: How 2D images are shown to a 3D network; only in plans of `plan_2d`.
         folds: Folds that replace those of splits_final.json for these plans only, or None.
     """
 
@@ -226,6 +259,7 @@ class PretrainSettings(BaseModel):
     transfer: TransferSettings | None = None
     domains: DomainSettings | None = None
     classification: ClassificationSettings | None = None
+    natural_images: NaturalImageSettings | None = None
     folds: tuple[Fold, ...] | None = None
 
     @classmethod

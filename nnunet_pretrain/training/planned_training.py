@@ -52,7 +52,8 @@ class PlannedTraining(nnUNetTrainer):
         if training.optimizer == "AdamW":
             optimizer = AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         else:
-            optimizer = SGD(groups, lr=self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True)
+            momentum = {"momentum": training.momentum, "nesterov": training.nesterov}
+            optimizer = SGD(groups, lr=self.initial_lr, weight_decay=self.weight_decay, **momentum)
         return optimizer, WarmupDecayLR(
             optimizer, self.num_epochs, training.warmup_epochs, training.schedule, before=self.heads_only_epochs()
         )
