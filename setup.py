@@ -19,6 +19,6 @@ if __name__ == "__main__":
         package_data={
             "nnunet_pretrain": ["py.typed"],
             "nnunet_pretrain.plans": ["*.json"],
-            "nnunet_pretrain.dataset_conversion": ["*.yaml", "*.json"],
+            "nnunet_pretrain.dataset_conversion": ["*.yaml", "*.json", "natural_images/*.yaml"],
         },
     )

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from domain_steps import speed
+from joined_studies import check_equal, epochs_table, gain_table, join
 from workspace import claim, command, epochs_of, session, set_environment
 
 from nnunet_pretrain.files import read_json, write_json
@@ -35,15 +36,9 @@ from nnunet_pretrain.phantom.domains import write_phantom_domain
 from nnunet_pretrain.planning.domain_plans import CONFIGURATION
 from nnunet_pretrain.planning.settings import (
     DOMAIN_PLANS,
-    SETTINGS_KEY,
     transfer_plans_names,
 )
-from nnunet_pretrain.study.report import write_report
-from nnunet_pretrain.study.segmentation import SEGMENTATION
-from nnunet_pretrain.study.statistics import running_median
-from nnunet_pretrain.study.summary import CONTROL, by_cell, mean_curve
-from nnunet_pretrain.study.tables import table, with_interval
-from nnunet_pretrain.study.task import Cell
+from nnunet_pretrain.study.summary import CONTROL
 
 
 @dataclass(frozen=True)
@@ -279,35 +274,14 @@ def study(work: Path, scale: Scale, starts: Sequence[str], arguments: argparse.N
                 nsd_mm=scale.spacing_mm,
             )
         )
-        check_equal(work, starts[0], start)
+        controls = [transfer_plans_names(f"{name}-target")[1] for name in (starts[0], start)]
+        check_equal(work / "nnUNet_preprocessed" / TARGET, *controls)
     print(f"{session(arguments.device)}\n")
     print(evidence(work, folders, scale.target_cases, scale.spacing_mm))
 
 
-def check_equal(work: Path, first: str, start: str) -> None:
-    """Makes sure that the control of the first study is also that of another.
-
-    Raises:
-        ValueError: Their plans differ in a number.
-    """
-    one, other = (_numbers(work, name) for name in (first, start))
-    differing = [key for key in one if one[key] != other[key]]
-    if differing:
-        raise ValueError(f"the plans of '{first}' and '{start}' differ in {', '.join(differing)}; arms must share them")
-
-
-def _numbers(work: Path, start: str) -> dict[str, Any]:
-    """Returns all that decides the control's training: its plans, without their names."""
-    name = transfer_plans_names(f"{start}-target")[1]
-    plans = read_json(work / "nnUNet_preprocessed" / TARGET / f"{name}.json")
-    configuration = plans["configurations"][CONFIGURATION]
-    del plans["plans_name"], configuration["data_identifier"]
-    settings = plans.pop(SETTINGS_KEY)
-    return {**plans, "configurations": configuration, **{key: settings.get(key) for key in ("training", "fine_tuning")}}
-
-
 def evidence(work: Path, folders: Mapping[str, Path], pool: int, nsd_mm: float) -> str:
-    """Joins several studies to one, an arm for every start, and writes its report to `evidence` in the work folder.
+    """Joins the studies to one, an arm for every start, and writes its report to `evidence` in the work folder.
 
     Args:
         work: The work folder.
@@ -318,40 +292,9 @@ def evidence(work: Path, folders: Mapping[str, Path], pool: int, nsd_mm: float) 
     Returns:
         The tables, in Markdown.
     """
-    together, results = work / "evidence", []
-    for start, folder in folders.items():
-        for path in sorted((folder / "runs").glob("[!.]*.json")):
-            result = read_json(path)
-            arm = CONTROL if result["arm"] == "scratch-target" else start
-            results.append({**result, "arm": arm})
-            write_json(together / "runs" / path.name.replace(result["arm"], arm, 1), results[-1])
-    cells = by_cell(results)
-    return "\n\n".join([write_report(together, pool, nsd_mm), epochs_table(cells), gain_table(cells)])
-
-
-def epochs_table(cells: Mapping[tuple[str, int], Cell]) -> str:
-    """Returns the pseudo Dice at shares of the training: mean over seeds, running median of 5 epochs."""
-    shares = (0.1, 0.25, 0.5, 0.75, 1.0)
-    rows = []
-    for (arm, number), cell in cells.items():
-        curve = running_median(mean_curve(cell, SEGMENTATION.curve).tolist())
-        places = [max(1, round(share * len(curve))) for share in shares]
-        rows.append([arm, str(number), *(f"{curve[place - 1]:.3f} ({place})" for place in places)])
-    heads = [f"pseudo Dice at {share:.0%} (epoch)" for share in shares]
-    return table(["arm", "labelled cases", *heads], rows)
-
-
-def gain_table(cells: Mapping[tuple[str, int], Cell]) -> str:
-    """Returns the difference in Dice of all domains together to each of the other arms, paired by case and seed."""
-    rows = []
-    for (arm, number), cell in cells.items():
-        together = cells.get(("all", number), {})
-        seeds = sorted(set(together) & set(cell))
-        if arm != "all" and seeds:
-            found = SEGMENTATION.compare(together, cell, seeds, "Dice")
-            gain = with_interval(found["difference"], signed=True)
-            rows.append([f"all - {arm}", str(number), str(len(seeds)), gain, f"{found['p']:.2g}"])
-    return table(["arms", "labelled cases", "seeds", "difference in Dice (95 % interval)", "p"], rows)
+    parts = {folder: {"scratch-target": CONTROL, "keep-target": start} for start, folder in folders.items()}
+    report, cells = join(work / "evidence", parts, pool, nsd_mm)
+    return "\n\n".join([report, epochs_table(cells), gain_table(cells, "all")])
 
 
 def main() -> None:

@@ -109,9 +109,13 @@ def write_plans(work, start, patch):
 def test_a_control_is_shared_by_starts_with_equal_plans_only(tmp_path):
     for start, patch in (("all", [16, 16, 16]), ("ct-alone", [16, 16, 16]), ("t1-alone", [16, 16, 24])):
         write_plans(tmp_path, start, patch)
-    benchmark.check_equal(tmp_path, "all", "ct-alone")
-    with pytest.raises(ValueError, match=r"'all' and 't1-alone' differ in configurations"):
-        benchmark.check_equal(tmp_path, "all", "t1-alone")
+    preprocessed = tmp_path / "nnUNet_preprocessed" / benchmark.TARGET
+    one, same, other = (f"nnUNetTransferPlans_{start}-target__scratch" for start in ("all", "ct-alone", "t1-alone"))
+    benchmark.check_equal(preprocessed, one, same)
+    with pytest.raises(
+        ValueError, match=r"all-target__scratch and .* differ in configurations"
+    ):
+        benchmark.check_equal(preprocessed, one, other)
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):

@@ -46,7 +46,13 @@ def test_trainers_folder_defines_only_thin_trainers():
 
 @pytest.mark.parametrize(
     ("name", "ending"),
-    [("trainers", "*.py"), ("plans", "*.json"), ("dataset_conversion", "*.yaml"), ("dataset_conversion", "*.json")],
+    [
+        ("trainers", "*.py"),
+        ("plans", "*.json"),
+        ("dataset_conversion", "*.yaml"),
+        ("dataset_conversion", "*.json"),
+        ("dataset_conversion", "natural_images/*.yaml"),
+    ],
 )
 def test_leaves_are_there_with_their_files(name, ending):
     assert list(leaf(name).glob(ending))

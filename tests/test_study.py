@@ -13,7 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from nnunet_pretrain.checkpoints.reading import read_checkpoint
+from nnunet_pretrain.files import sha256_of
 from nnunet_pretrain.planning.settings import SETTINGS_KEY, PretrainSettings
 from nnunet_pretrain.study import StudyOptions, run_study
 from nnunet_pretrain.study.arms import ARMS, find_arm, settings_of
@@ -453,3 +456,24 @@ def test_an_interrupted_study_saves_and_goes_on(pretrained, tiny_study, tmp_path
     assert "Continuing; the pre-trained weights are not loaded again." in log.read_text(encoding="utf-8")
     result = json.loads((tmp_path / "out/runs/scratch_1cases_s0.json").read_text(encoding="utf-8"))
     assert len(result["pseudo_dice"]) == 2
+
+
+@pytest.mark.slow
+def test_a_real_study_runs_an_arm_of_another_checkpoint_and_notices_when_it_changes(pretrained, tiny_study, tmp_path):
+    other = tmp_path / "other.pth"
+    content = read_checkpoint(pretrained.checkpoint)
+    content["network_weights"] = {name: tensor * 1.5 for name, tensor in content["network_weights"].items()}
+    torch.save(content, other)
+    arms = ("pretrained", f"other={other}")
+    folder = run_study(StudyOptions(**{**tiny_study, "name": "arms"}, arms=arms), lambda line: None)
+    first, second = (
+        json.loads((folder / f"runs/{arm}_1cases_s0.json").read_text(encoding="utf-8"))
+        for arm in ("pretrained", "other")
+    )
+    assert second["settings"]["transfer"]["sha256"] == sha256_of(other)
+    assert {key for key in first["settings"] if first["settings"][key] != second["settings"][key]} == {"transfer"}
+    assert f"weights from {other}" in (folder / "logs/other_1cases_s0.txt").read_text(encoding="utf-8")
+    content["current_epoch"] += 1
+    torch.save(content, other)
+    with pytest.raises(ValueError, match=r"arm 'other' of the study .* was begun with another transfer"):
+        run_study(StudyOptions(**{**tiny_study, "name": "arms"}, arms=arms), lambda line: None)

@@ -7,8 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from nnunet_pretrain.checkpoints.card import Card, card_of
+from nnunet_pretrain.checkpoints.natural_images import natural_settings
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
 from nnunet_pretrain.checkpoints.refusals import shown
+
+_SHOWN = 200
+"""So many structures are listed; classes of natural images can be thousands."""
 
 
 def read_card(path: Path) -> Card:
@@ -38,6 +42,7 @@ def describe(card: Card) -> str:
         f"  spacing        {_sizes(card.spacing_mm, 'mm')}, patch {_sizes(card.patch_size, 'voxels')}",
         *_describe_origin(card),
         *_describe_branches(card),
+        *_describe_natural_images(card),
     ]
     for i, (channel, scheme) in enumerate(zip_longest(card.channels, card.normalization, fillvalue="unknown")):
         numbers = card.intensity.get(str(i), {})
@@ -48,7 +53,7 @@ def describe(card: Card) -> str:
             else ""
         )
         lines.append(f"  channel {i}      {channel}: {scheme}{clip}")
-    lines.append(f"  structures     {', '.join(f'{i} {name}' for name, i in card.structures.items())}")
+    lines.append(f"  structures     {_listed([f'{i} {name}' for name, i in card.structures.items()])}")
     lines += _describe_own(card)
     for source in card.sources:
         licence = source.get("licence") or "not stated"
@@ -62,6 +67,27 @@ def describe(card: Card) -> str:
         lines += [f"                 id {i} may be {', '.join(s)}" for i, s in coarse.items()]
     # A file from elsewhere could hold escape sequences for the terminal.
     return "\n".join(line if line.isprintable() else ascii(line) for line in lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names one after the other; of very many, the first ones and their number."""
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[:10])}, ... ({len(names)} in all)"
+
+
+def _describe_natural_images(card: Card) -> list[str]:
+    """Returns the lines about a training on natural images."""
+    found = natural_settings(card.settings)
+    if found is None:
+        return []
+    slices = {"rgb": "red, green and blue", "grey": "grey repeated three times"}[found.slices]
+    order = "in random order" if found.shuffle_depth else "in this order"
+    dataset, plans, configuration = found.target
+    return [
+        f"  trained on     natural images, {found.task}, read from {found.storage}; slices: {slices}, {order}",
+        f"                 with the network of {plans}, {configuration}, of {dataset}",
+    ]
 
 
 def _sizes(values: Sequence[float], unit: str) -> str:

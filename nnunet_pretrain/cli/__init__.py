@@ -11,7 +11,15 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_pretrain import __version__
-from nnunet_pretrain.cli import classification, conversion, demonstration, domains, pretraining, transfer
+from nnunet_pretrain.cli import (
+    classification,
+    conversion,
+    demonstration,
+    domains,
+    natural_images,
+    pretraining,
+    transfer,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nnunet-pretrain {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="<verb>", required=True)
-    for module in (conversion, pretraining, domains, transfer, classification, demonstration):
+    for module in (conversion, pretraining, domains, natural_images, transfer, classification, demonstration):
         module.add_verbs(verbs)
     return parser

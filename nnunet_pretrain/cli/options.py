@@ -24,8 +24,12 @@ def add_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--keep",
         choices=("pretrained", "target"),
-        default="pretrained",
-        help="whose spacing, patch and normalisation to take (default: %(default)s)",
+        help="whose spacing, patch and normalisation to take (default: pretrained; after natural images target)",
+    )
+    verb.add_argument(
+        "--target-plans",
+        metavar="PLANS",
+        help="take the target's own plan from a .json file, its nnUNetPlans (DATASET), or DATASET/PLANS",
     )
     verb.add_argument("--preset", default=None, help="a recipe, or your own .json (default: the pre-training's)")
     verb.add_argument("--allow-partial", action="store_true", help="go on if a part of the network gets little")
@@ -53,6 +57,7 @@ def transfer_options(arguments: argparse.Namespace, **further: Any) -> PlanOptio
         allow_partial=arguments.allow_partial,
         allow_width=arguments.allow_width,
         exclude_leaked=arguments.exclude_leaked,
+        target_plans=arguments.target_plans,
         num_processes=arguments.np,
         **further,
     )

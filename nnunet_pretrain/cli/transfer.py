@@ -62,7 +62,8 @@ def _add_study(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["scratch", "pretrained"],
         metavar="ARM",
-        help="built-in arms, or NAME=FILE.json with settings that differ (default: scratch pretrained)",
+        help="built-in arms, NAME=FILE.json with settings that differ, or NAME=CHECKPOINT to start from another one "
+        "(default: scratch pretrained)",
     )
     verb.add_argument("-n", default="study", metavar="NAME", help="name of the study (default: %(default)s)")
     verb.add_argument("--preset", help="a recipe, or your own .json (default: the pre-training's)")

@@ -73,6 +73,7 @@ def run_all(
     what: str,
     dask: str | None = None,
     done: int = 0,
+    unit: str = "case",
 ) -> Iterator[Result]:
     """Calls a function for every item and yields the results as they come, with a progress bar.
 
@@ -83,6 +84,7 @@ def run_all(
         what: Text of the progress bar.
         dask: Address of a Dask scheduler that runs the calls instead; its workers must see the same files.
         done: Number of items done in an earlier run, for the progress bar.
+        unit: What the progress bar calls an item.
 
     Raises:
         ValueError: `num_processes` is not positive, Dask is not installed, or a worker died.
@@ -91,7 +93,7 @@ def run_all(
         raise ValueError(f"-np must be at least 1, got {num_processes}")
     results = _serial if num_processes == 1 or len(items) < 2 else _pooled
     stream = _on_cluster(function, items, dask) if dask else results(function, items, num_processes)
-    with tqdm(total=len(items) + done, initial=done, desc=what, unit="case", smoothing=0.05) as progress:
+    with tqdm(total=len(items) + done, initial=done, desc=what, unit=unit, smoothing=0.05) as progress:
         for result in stream:
             progress.update()
             yield result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,25 @@ def inner_architecture(architecture: Mapping[str, Any]) -> dict[str, Any]:
         "arch_kwargs": given["arguments"],
         "_kw_requires_import": given["imported"],
     }
+
+
+def classifier_architecture(architecture: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """Returns the plans' entry of a classifier with the encoder of a segmentation network, or of a classifier.
+
+    Args:
+        architecture: The plans' entry of the network.
+        classes: Number of classes.
+    """
+    architecture = inner_architecture(architecture)
+    arguments = {key: value for key, value in architecture["arch_kwargs"].items() if key != "deep_supervision"}
+    given = {
+        "network": architecture["network_class_name"],
+        "arguments": copy.deepcopy(arguments),
+        "imported": list(architecture["_kw_requires_import"]),
+        "classes": classes,
+        "strides": copy.deepcopy(arguments.get("strides", [])),
+    }
+    return {"network_class_name": CLASSIFIER, "arch_kwargs": given, "_kw_requires_import": []}
 
 
 def _built(

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+PLANNED_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+"""The U-Nets of nnU-Net's planners, whose names and topology we know."""
+
 
 def planned_network(
     architecture: Mapping[str, Any],

@@ -41,6 +41,24 @@ def try_network(
         )
 
 
+def try_classifier(build: Callable[[], nn.Module], channels: int, classes: int, patch_size: Sequence[int]) -> None:
+    """Applies a classifier to an empty batch, as `try_network`.
+
+    Args:
+        build: Makes the network.
+        channels: Channels of the image.
+        classes: Number of classes: a logit of each is expected.
+        patch_size: Patch in voxels.
+
+    Raises:
+        ValueError: The network fails on such a patch, or gives something else.
+    """
+    result = _applied(build, (2, channels, *patch_size))
+    found = [tuple(tensor.shape) for tensor in (result if isinstance(result, list) else [result])]
+    if found != [(2, classes)]:
+        raise ValueError(f"the classifier gives outputs of shape {found} (batch, classes), expected {[(2, classes)]}")
+
+
 def _applied(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Tensor | list[Tensor]:
     for device in ("meta", "cpu"):
         network = build()

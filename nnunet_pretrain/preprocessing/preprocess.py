@@ -53,7 +53,7 @@ def preprocess(
         report: Called with lines for the user.
 
     Returns:
-        The data folders, one per configuration.
+        The data folders, one per configuration; none where training reads original natural images.
 
     Raises:
         ValueError: A configuration is not in the plans, there is no such device, `num_processes` is not positive, or
@@ -66,6 +66,9 @@ def preprocess(
     base = nnunet_folder("nnUNet_preprocessed") / name
     plans = _read_planned(base / f"{plans_name}.json", name)
     dataset_json = _read_planned(base / "dataset.json", name)
+    if _reads_originals(plans):
+        report(f"nothing to preprocess: by plans '{plans_name}', training reads the original images of {name}")
+        return []
     unknown = [c for c in configurations if c not in plans["configurations"]]
     if unknown or not configurations:
         raise ValueError(
@@ -138,7 +141,8 @@ def _read_planned(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} not found; plan first: `nnunet_pretrain plan -d {name}` for a merged dataset, `nnunet_pretrain "
-            f"plan_domains` for domains, `nnunet_pretrain plan_transfer` for a target, or nnUNetv2_plan_experiment"
+            f"plan_domains` for domains, `nnunet_pretrain plan_2d` for natural images, `nnunet_pretrain plan_transfer` "
+            f"for a target, or nnUNetv2_plan_experiment"
         )
     content: dict[str, Any] = read_json(path)
     return content
@@ -168,6 +172,14 @@ def _recipes(
         domain: _recipe(base, own, configuration, dataset_json, device, num_processes)
         for domain, own in planned.items()
     }
+
+
+def _reads_originals(plans: Mapping[str, Any]) -> bool:
+    """Tells whether training reads natural images where they lie."""
+    if "natural_images" not in plans.get(SETTINGS_KEY, {}):
+        return False
+    natural = PretrainSettings.from_plans(plans).natural_images
+    return natural is not None and natural.storage == "originals"
 
 
 def _domains_of(plans: Mapping[str, Any]) -> DomainSettings | None:

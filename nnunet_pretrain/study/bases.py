@@ -51,7 +51,7 @@ def plan_base(options: StudyOptions, task: Task, keep: Keep, report: Report) -> 
         name=options.name if keep == "pretrained" else f"{options.name}-target",
         preset=options.preset,
         branch=options.branch,
-        keep=keep,
+        keep=None if keep == "pretrained" else keep,
         num_processes=options.num_processes,
     )
     with _at_least_one_worker():

@@ -29,7 +29,7 @@ class StudyOptions:
         task: `segmentation`, or `classification` by the target's table of classes.
         fractions: Shares of the labelled cases to train with, each above 0 and at most 1.
         seeds: Number of repetitions; each has its own subsets, initial weights and draws.
-        arms: Names of `ARMS`, or NAME=FILE.json for an arm of one's own.
+        arms: Names of `ARMS`, or NAME=FILE for an arm of one's own; see `find_arm`.
         name: Name of the study, part of plans' and folders' names.
         preset: Preset for the training on the target; None means the one of the pre-training.
         branch: Domain whose branch is taken, from a checkpoint of many; None takes the encoder alone from such a one.

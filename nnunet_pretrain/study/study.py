@@ -17,6 +17,7 @@ from nnunet_pretrain.files import read_json, sha256_of, write_json
 from nnunet_pretrain.folders import dataset_name
 from nnunet_pretrain.study.arms import Arm, Keep, find_arm, settings_of
 from nnunet_pretrain.study.bases import Base, leaked_cases, plan_bases, preprocess_bases, remembered
+from nnunet_pretrain.study.checkpoints import check_stock_weights, leaked_in, read_checkpoints, with_checkpoints
 from nnunet_pretrain.study.design import (
     Run,
     StudyOptions,
@@ -71,12 +72,16 @@ def run_study(options: StudyOptions, report: Callable[[str], None] = print) -> P
     checkpoint = options.checkpoint.expanduser()
     if not checkpoint.is_file():
         raise FileNotFoundError(f"checkpoint {checkpoint} not found")
+    own = read_checkpoints(arms)
+    check_stock_weights(options, arms)
     folder = results_folder(options, dataset)
     memory: dict[str, Any] = read_json(folder / MEMORY) if (folder / MEMORY).is_file() else {}
     facts = _facts(options, dataset, checkpoint)
     _check_unchanged(folder, memory, facts)
     bases = plan_bases(options, task, arms, memory.get("bases", {}), report)
-    leaked = leaked_cases(dataset, bases)
+    arms = with_checkpoints(arms, own, bases, options, dataset, report)
+    seen = leaked_in(own, dataset, options.num_processes, report)
+    leaked = sorted({*leaked_cases(dataset, bases), *seen, *memory.get("leaked", ())})
     if leaked:
         report(f"never tested on, for the pre-training has seen them: {', '.join(leaked)}")
     first = bases[arms[0].keep].plans_of(arms[0], dataset)
@@ -88,6 +93,7 @@ def run_study(options: StudyOptions, report: Callable[[str], None] = print) -> P
         folder / MEMORY,
         {
             **facts,
+            "leaked": leaked,
             "bases": {**memory.get("bases", {}), **remembered(bases)},
             "arms": {**memory.get("arms", {}), **settings},
         },

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_pretrain.checkpoints.card import channel_names
+from nnunet_pretrain.checkpoints.natural_images import natural_images_of
 from nnunet_pretrain.transfer.memory import estimated_gb
+from nnunet_pretrain.transfer.options import Keep
 from nnunet_pretrain.transfer.pretrained_network import facts_of
-from nnunet_pretrain.transfer.target_plans import Keep
 
 FAR = 2.5
 """Spacings further apart than this factor are worth a plan of the target's own."""
@@ -99,6 +100,9 @@ def compare(
         Row("batch", str(old["batch_size"]), "", str(new["batch_size"])),
         Row("memory GB", _gb(old), "", _gb(new)),
     ]
+    if natural_images_of(checkpoint) is not None:
+        reason = "the checkpoint's spacing, patch and intensities are those of natural images"
+        return Comparison(tuple(rows), "target", reason)
     return Comparison(tuple(rows), *_recommend(old, spacing, own, _shared_window(source, fingerprint)))
 
 

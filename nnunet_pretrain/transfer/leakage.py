@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_pretrain.checkpoints.natural_images import natural_images_of
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.conversion.duplicates import NUM_FOLDS, find_pairs
 from nnunet_pretrain.conversion.fingerprint import SKETCH_SIZE, Fingerprint
@@ -155,7 +156,9 @@ def _doubts(checkpoint: Mapping[str, Any], known: int) -> tuple[str, ...]:
     arguments = checkpoint["init_args"]
     doubts = []
     cases = arguments["dataset_json"].get("numTraining")
-    if not known:
+    if not known and natural_images_of(checkpoint) is not None:
+        doubts.append("it saw natural images only, which are not compared")
+    elif not known:
         doubts.append("the checkpoint holds no fingerprints of its training images")
     elif isinstance(cases, int) and cases > known:
         doubts.append(f"the pre-training had {cases} images, the checkpoint holds the fingerprints of {known}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from nnunet_pretrain.transfer.pretrained_network import PLANNED_NETWORKS, NetworkFacts
+from nnunet_pretrain.networks.planned import PLANNED_NETWORKS
+from nnunet_pretrain.transfer.pretrained_network import NetworkFacts
 
 
 def check_classes(pretrained: NetworkFacts, target: NetworkFacts) -> None:
@@ -40,6 +41,9 @@ def _dimensions(side: NetworkFacts) -> int | None:
 def source_name(name: str, pretrained: NetworkFacts, target: NetworkFacts) -> tuple[str, str]:
     """Returns the checkpoint's name for a tensor of the target.
 
+    A residual block's skip has a pooling before its projection where the block has a stride, so the projection's number
+    depends on each network's own strides.
+
     Encoder stages are counted from the finest resolution, so a deeper or shallower network keeps their numbers.
     Decoder stages are counted from the coarsest: stage d of a network with n encoder stages works at resolution level
     n - 2 - d (0 is the finest). They are matched by that level; by number, a decoder would get weights of another
@@ -48,6 +52,9 @@ def source_name(name: str, pretrained: NetworkFacts, target: NetworkFacts) -> tu
     Returns:
         The name, and "" or the reason why the checkpoint has no such stage.
     """
+    skip = re.match(r"(encoder\.stages\.(\d+)\.blocks\.0\.skip\.)\d+(\..*)", name)
+    if skip is not None and pretrained.num_stages is not None:
+        return f"{skip[1]}{int(_strided(pretrained, int(skip[2])))}{skip[3]}", ""
     stage = re.match(r"(decoder\.(?:stages|transpconvs|seg_layers)\.)(\d+)(\..*)", name)
     if stage is None or pretrained.num_stages is None or target.num_stages is None:
         return name, ""
@@ -56,6 +63,15 @@ def source_name(name: str, pretrained: NetworkFacts, target: NetworkFacts) -> tu
     if place < 0:
         return name, f"the checkpoint's network is less deep, it has no decoder at resolution level {level}"
     return f"{stage[1]}{place}{stage[3]}", ""
+
+
+def _strided(side: NetworkFacts, stage: int) -> bool:
+    """Whether the first block of an encoder stage of nnU-Net's networks has a stride along any axis."""
+    given = side.architecture["arch_kwargs"]
+    strides = given.get("arguments", given)["strides"]
+    if stage >= len(strides):
+        return True
+    return any(n != 1 for n in (strides[stage] if isinstance(strides[stage], (list, tuple)) else [strides[stage]]))
 
 
 def reason_missing(name: str, pretrained: NetworkFacts) -> str:

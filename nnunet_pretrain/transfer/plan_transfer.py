@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from nnunet_pretrain.checkpoints.branches import branch_names, chosen_branch, clip_lines, ordinary
+from nnunet_pretrain.checkpoints.branches import clip_lines, ordinary
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.portable import imports_of
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
@@ -30,53 +30,16 @@ from nnunet_pretrain.transfer.compare import Comparison, compare
 from nnunet_pretrain.transfer.heads import describe_heads, match_heads, outputs_of
 from nnunet_pretrain.transfer.leakage import find_leaked, folds_without, write_list
 from nnunet_pretrain.transfer.memory import estimated_gb, fitted_batch
+from nnunet_pretrain.transfer.options import PlanOptions, completed, existing_target_plans, kept
 from nnunet_pretrain.transfer.pretrained_network import facts_of, network_without_memory, pretrained_network
 from nnunet_pretrain.transfer.report import TransferReport
 from nnunet_pretrain.transfer.stock_weights import check_output, write_stock_weights
-from nnunet_pretrain.transfer.target_plans import Keep, keep_intensities, target_plans
+from nnunet_pretrain.transfer.target_plans import keep_intensities, target_plans
 from nnunet_pretrain.transfer.target_training import supported
 from nnunet_pretrain.transfer.weights import transfer_weights
 
 _ORIGIN_PRESETS = {"SuPreM": "suprem", "nnssl": "nnssl", "MultiTalent": "multitalent", "MedicalNet": "med3d_resnet18"}
 """Beginning of an origin's name to the preset that trains on the target as its authors do."""
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What the user asks of a transfer.
-
-    Attributes:
-        dataset: Id or name of the target, in nnU-Net raw format.
-        checkpoint: Checkpoint of the pre-training, of any origin `inspect` reads.
-        name: Name of the transfer; None takes the pre-training's dataset.
-        keep: Whose spacing, patch and normalisation the plans take.
-        preset: Preset for the training on the target; None means the one of the pre-training, or default.
-        branch: Domain whose branch is taken with the encoder, from a checkpoint of many branches: its name, or the
-            number of its dataset. None takes the encoder alone from such a checkpoint.
-        parts: `all`, or `encoder` to transfer only that.
-        heads: Outputs of the target whose pre-trained structures the user names himself.
-        allow_partial: Whether to go on when a part of the network gets little.
-        allow_width: Whether layers of another width take the channels both have.
-        gpu_memory_gb: Memory to fit the batch to; None means as much as the pre-training took.
-        exclude_leaked: Whether cases of the pre-training are kept out of every validation.
-        weights: File to write the transferred network to, for stock nnU-Net's `-pretrained_weights`; None writes none.
-        num_processes: Worker processes for reading the target.
-    """
-
-    dataset: int | str
-    checkpoint: Path
-    name: str | None = None
-    keep: Keep = "pretrained"
-    preset: str | None = None
-    branch: str | None = None
-    parts: Literal["all", "encoder"] = "all"
-    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    allow_partial: bool = False
-    allow_width: bool = False
-    gpu_memory_gb: float | None = None
-    exclude_leaked: bool = False
-    weights: Path | None = None
-    num_processes: int = 2
 
 
 @dataclass(frozen=True)
@@ -117,11 +80,12 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
         check_output(options.weights)
     whole = read_pretrained(checkpoint)
     _check_network(whole)
-    options = _one_branch(whole, options, report)
+    keep, options = kept(options, whole), completed(options, whole, report)
     content = ordinary(whole, options.branch)
     for line in clip_lines(content):
         report(f"note: {line}")
     name = dataset_name(options.dataset)
+    existing = existing_target_plans(options, name, content, report) if keep == "target" else None
     dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json")
     extract_fingerprint(name, options.num_processes)
     folder = nnunet_folder("nnUNet_preprocessed") / name
@@ -131,8 +95,8 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
     preset_name = recorded_name(options.preset or _usual_preset(content, report))
     preset = load_preset(preset_name)
     configuration = content["init_args"]["configuration"]
-    plans = target_plans(name, content, dataset_json, fingerprint, options.keep, preset, plans_name)
-    if options.keep == "pretrained":
+    plans = target_plans(name, content, dataset_json, fingerprint, keep, preset, plans_name, existing)
+    if keep == "pretrained":
         old_channels = channel_names(content["init_args"]["dataset_json"])
         for note in keep_intensities(plans, configuration, old_channels, dataset_json, fingerprint):
             report(f"note: {note}")
@@ -147,7 +111,7 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
     comparison = compare(content, plans, dataset_json, fingerprint, _images(name))
     for line in comparison.lines():
         report(line)
-    planned = _try_transfer(content, plans, configuration, dataset_json, settings)
+    planned = try_transfer(content, plans, configuration, dataset_json, settings)
     for line in planned.lines():
         report(line)
     control = settings.model_copy(update={"transfer": TransferSettings()})
@@ -161,20 +125,6 @@ def plan_transfer(options: PlanOptions, report: Callable[[str], None] = lambda l
         write_json(folder / f"{key}.json", written)
     paths = (folder / f"{plans_name}.json", folder / f"{scratch_name}.json")
     return PlannedTransfer(*paths, configuration, comparison, planned)
-
-
-def _one_branch(checkpoint: Mapping[str, Any], options: PlanOptions, report: Callable[[str], None]) -> PlanOptions:
-    """Returns the options with the branch by its full name, or for the encoder alone if a choice was not made."""
-    if options.branch is not None:
-        return replace(options, branch=chosen_branch(checkpoint, options.branch))
-    names = branch_names(checkpoint)
-    if not names:
-        return options
-    if options.heads:
-        raise ValueError(f"heads belong to a branch; choose one with --branch: {', '.join(names)}")
-    kept = f", and spacing and intensities of {names[0]}" if options.keep == "pretrained" else ""
-    report(f"note: only the shared encoder is taken{kept}; --branch takes one of {', '.join(names)} with it")
-    return replace(options, parts="encoder")
 
 
 def default_name(checkpoint: Mapping[str, Any]) -> str:
@@ -220,14 +170,25 @@ def _transfer_settings(
     )
 
 
-def _try_transfer(
+def try_transfer(
     content: Mapping[str, Any],
     plans: Mapping[str, Any],
     configuration: str,
     dataset_json: Mapping[str, Any],
     settings: PretrainSettings,
 ) -> TransferReport:
-    """Works the transfer out on networks without memory."""
+    """Works a transfer out on networks without memory.
+
+    Args:
+        content: The checkpoint of an ordinary network (`ordinary`).
+        plans: Plans of the target.
+        configuration: Configuration of the plans.
+        dataset_json: The target's.
+        settings: How it is trained, with a transfer.
+
+    Raises:
+        ValueError: The networks are of different kinds, or too little of the checkpoint fits.
+    """
     facts = facts_of(plans, configuration, dataset_json)
     network = network_without_memory(facts, settings.training.deep_supervision)
     assert settings.transfer is not None

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_pretrain.checkpoints.card import channel_names
+from nnunet_pretrain.checkpoints.natural_images import natural_images_of
 from nnunet_pretrain.checkpoints.reading import EXTRAS_KEY
 from nnunet_pretrain.networks.parts import unaliased
-from nnunet_pretrain.networks.planned import planned_network
+from nnunet_pretrain.networks.planned import PLANNED_NETWORKS, planned_network
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
 from nnunet_pretrain.transfer.heads import Outputs, outputs_of
-
-PLANNED_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
-"""The U-Nets of nnU-Net's planners, whose names and topology the rules know."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +102,23 @@ def pretrained_network(
     Args:
         checkpoint: The checkpoint; its tensors are not read from the disk.
         transpose_forward: Order in which the target's plans put the image axes. Where it is not the checkpoint's,
-            the axes of all kernels are exchanged alike, which is exact.
+            the axes of all kernels are exchanged alike, which is exact. Kernels of natural images keep theirs: what
+            was red, green and blue becomes the first axis of the target's patch, whatever that shows.
 
     Raises:
         ValueError: The order differs, and the network is none whose kernels alone know the axes.
     """
     arguments = checkpoint["init_args"]
     order = _axis_order(arguments["plans"].get("transpose_forward"), transpose_forward)
+    notes = list(arguments.get(EXTRAS_KEY, {}).get("origin", {}).get("notes", ()))
+    if order != (0, 1, 2) and natural_images_of(checkpoint) is not None:
+        order = (0, 1, 2)
+        notes.append("kernels were not turned: what was red, green and blue is the first axis of the target's patch")
     facts = facts_of(arguments["plans"], arguments["configuration"], arguments["dataset_json"])
     weights: dict[str, Tensor] = {}
     for name, tensor in checkpoint["network_weights"].items():
         turned = tensor.ndim == 5 and order != (0, 1, 2)
         weights.setdefault(unaliased(name), tensor.permute(0, 1, *(2 + axis for axis in order)) if turned else tensor)
-    notes = list(arguments.get(EXTRAS_KEY, {}).get("origin", {}).get("notes", ()))
     if order != (0, 1, 2):
         if facts.num_stages is None:
             raise ValueError(

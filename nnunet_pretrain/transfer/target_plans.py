@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from nnunet_pretrain.checkpoints.card import channel_names
-from nnunet_pretrain.networks.planned import total_stride
+from nnunet_pretrain.checkpoints.natural_images import natural_images_of
+from nnunet_pretrain.networks.planned import PLANNED_NETWORKS, total_stride
+from nnunet_pretrain.planning.existing_plans import ExistingPlans, resolved
 from nnunet_pretrain.planning.plan import planned_by_preset
 from nnunet_pretrain.planning.preset import Preset
 from nnunet_pretrain.planning.settings import SETTINGS_KEY
 from nnunet_pretrain.transfer.memory import MIN_BATCH
-from nnunet_pretrain.transfer.pretrained_network import PLANNED_NETWORKS
-
-Keep = Literal["pretrained", "target"]
+from nnunet_pretrain.transfer.options import Keep
 
 RESIDUAL_PLANNER = "nnUNetPlannerResEncM"
+_RELATIONS = ("inherits_from", "next_stage")
+"""What a configuration says of others, which these plans do not have."""
+
 _PER_STAGE = ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage")
 
 
@@ -30,6 +33,7 @@ def target_plans(
     keep: Keep,
     preset: Preset,
     plans_name: str,
+    existing: ExistingPlans | None = None,
 ) -> dict[str, Any]:
     """Makes the plans of a transfer.
 
@@ -43,41 +47,43 @@ def target_plans(
             the network.
         preset: Recipe for `target`.
         plans_name: Name of the plans.
+        existing: For `target`, plans to take instead of letting nnU-Net plan.
 
     Returns:
-        Plans with one configuration, the checkpoint's.
+        Plans with one configuration, the checkpoint's. Images are read as those of the pre-training were, so that
+        patients lie the same way round; with existing plans, and after natural images, as the target's plans say.
 
     Raises:
         ValueError: The checkpoint does not say what is to be kept, or nnU-Net plans no such configuration.
     """
     source = checkpoint["init_args"]["plans"]
     configuration = checkpoint["init_args"]["configuration"]
-    chosen = _resolved(source, configuration)
+    chosen = resolved(source, configuration)
+    reader = source.get("image_reader_writer")
     if keep == "pretrained":
         plans = _as_pretrained(name, source, chosen, dataset_json, fingerprint)
-    else:
+    elif existing is None:
         plans = planned_by_preset(name, _with_planner(preset, chosen), plans_name)
         if configuration not in plans["configurations"]:
             raise ValueError(
                 f"nnU-Net plans {list(plans['configurations'])} for {name}, but the checkpoint was trained with "
                 f"{configuration}; plan with --keep pretrained"
             )
-        chosen = _as_target(_resolved(plans, configuration), chosen)
+        chosen = _as_target(resolved(plans, configuration), chosen)
+    else:
+        plans = {key: copy.deepcopy(value) for key, value in existing.plans.items() if key != SETTINGS_KEY}
+        planned = {key: value for key, value in existing.chosen.items() if key not in _RELATIONS}
+        chosen = _as_target(copy.deepcopy(planned), chosen)
+    if existing is not None or natural_images_of(checkpoint) is not None:
+        reader = plans["image_reader_writer"]
     chosen["data_identifier"] = f"{plans_name}_{configuration}"
     return {
         **plans,
         "dataset_name": name,
         "plans_name": plans_name,
-        "image_reader_writer": reader_for(source.get("image_reader_writer"), dataset_json),
+        "image_reader_writer": reader_for(reader, dataset_json),
         "configurations": {configuration: chosen},
     }
-
-
-def _resolved(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """Returns a configuration with everything it inherits."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    return copy.deepcopy(PlansManager(copy.deepcopy(dict(plans))).get_configuration(configuration).configuration)
 
 
 def _as_pretrained(

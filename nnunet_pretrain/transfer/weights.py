@@ -212,7 +212,7 @@ def _part_in_checkpoint(name: str, parts: Mapping[str, Part]) -> Part:
     """Returns the part of a tensor the target may not have."""
     if name in parts:
         return parts[name]
-    if named_as_head(name):
+    if named_as_head(name) or name.startswith("head."):  # the latter is a classifier's
         return "heads"
     return "decoder" if name.startswith(("decoder.", "up", "conv_blocks_localization")) else "encoder"
 

@@ -1,0 +1,344 @@
+"""Is a 3D network that has learned from 2D images worth more on 3D images, and is it the depth made of colours?
+
+Coloured shapes (classes, or masks) and scikit-learn's digits are pre-trained by nnUNetTrainerVDTClassification and
+nnUNetTrainerVDTSegmentation with the network of the target, a phantom CT with few labelled cases. The pre-trainings of
+the shapes have two controls: `grey` repeats the luminance in all three slices, `unshuffled` leaves red, green and blue
+in their order. Digits are grey by nature and need none. Then `nnunet_pretrain study` trains the target from each of
+them and from scratch; all arms share plans, steps, schedule, subsets and seeds, which is checked.
+
+`--study speed` times training steps of real trainers on equal made-up batches in alternating pairs (`vdt_steps.py`).
+How fast images are read is measured by `natural_images.py`.
+What is done stays in the work folder and is not repeated.
+Run `python benchmarks/vdt.py /tmp/vdt --study transfer --jobs 2`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from joined_studies import check_equal, epochs_table, gain_table, join
+from vdt_steps import speed
+from workspace import claim, command, epochs_of, session, set_environment
+
+from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.folders import leaf
+from nnunet_pretrain.phantom.coloured_shapes import write_coloured_shapes
+from nnunet_pretrain.phantom.domains import write_phantom_domain
+from nnunet_pretrain.planning.domain_plans import CONFIGURATION
+from nnunet_pretrain.planning.plan import extract_fingerprint, planned_by_preset
+from nnunet_pretrain.planning.preset import load_preset
+from nnunet_pretrain.planning.settings import VDT_PLANS, transfer_plans_names
+from nnunet_pretrain.study.summary import CONTROL
+from nnunet_pretrain.study.tables import table
+
+LABELS = {
+    "liver": ("liver", "liver_tumor", "hepatic_vessel"),
+    "kidneys": ("kidney_left", "kidney_right", "kidney_tumor", "kidney_cyst"),
+    "spleen": ("spleen",),
+    "aorta": ("aorta",),
+}
+TARGET, TARGET_PLANS = "Dataset940_PhantomCT", "nnUNetTinyPlans"
+FIRST_SEED = {"target": 80_000, "test": 81_000}
+VARIANTS = {"": "", "grey": "__grey", "unshuffled": "__unshuffled"}
+"""What a pre-training is called beside its pretext, and the ending of its plans."""
+
+
+@dataclass(frozen=True)
+class Pretext:
+    """What is learned from natural images.
+
+    Attributes:
+        dataset: Number and name of its dataset.
+        task: Its task.
+        variants: The pre-trainings: keys of VARIANTS.
+    """
+
+    dataset: tuple[int, str]
+    task: str
+    variants: tuple[str, ...]
+
+    @property
+    def trainer(self) -> str:
+        """Name of its trainer."""
+        return f"nnUNetTrainerVDT{self.task.title()}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its dataset as nnU-Net's folders have it."""
+        return f"Dataset{self.dataset[0]:03d}_{self.dataset[1]}"
+
+
+PRETEXTS = {
+    "masks": Pretext((941, "ShapeMasks"), "segmentation", tuple(VARIANTS)),
+    "classes": Pretext((942, "ShapeClasses"), "classification", tuple(VARIANTS)),
+    "digits": Pretext((943, "Digits"), "classification", ("",)),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the benchmark.
+
+    Attributes:
+        spacing_mm: Voxel size of the target, and tolerance of the surface Dice.
+        target_cases: Its labelled cases.
+        test_cases: Its unseen cases.
+        images: Coloured shapes per pretext.
+        image_size: Their edge in pixels.
+        fractions: Shares of the labelled cases.
+        seeds: Repetitions.
+        network: Entries of the preset's `network` that differ from preset `tiny`.
+        natural_images: Entries of its `natural_images` that differ.
+        pretraining: Entries of its `training` that differ.
+        transfer: Entries of its `transfer` that differ.
+        timed: Patch of the target, patch of the natural images with as many voxels, and features per stage of the
+            networks that are timed.
+        pairs: Pairs of steps that are timed.
+    """
+
+    spacing_mm: float
+    target_cases: int
+    test_cases: int
+    images: int
+    image_size: int
+    fractions: tuple[float, ...]
+    seeds: int
+    network: dict[str, Any]
+    natural_images: dict[str, Any]
+    pretraining: dict[str, Any]
+    transfer: dict[str, Any]
+    timed: tuple[tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, ...]], ...]
+    pairs: int
+
+
+SCALES = {
+    "test": Scale(
+        spacing_mm=12,
+        target_cases=2,
+        test_cases=1,
+        images=24,
+        image_size=32,
+        fractions=(1,),
+        seeds=1,
+        network={"patch_size": [16, 16, 16], "base_features": 4},
+        natural_images={"patch_size": [16, 16], "batch_size": 2},
+        pretraining={**epochs_of(1, 3, 3, 1), "warmup_epochs": 0},
+        transfer={**epochs_of(2, 2, 1, 1), "warmup_epochs": 1},
+        timed=(((12, 16, 16), (3, 32, 32), (4, 8, 8)),),
+        pairs=2,
+    ),
+    "small": Scale(
+        spacing_mm=9,
+        target_cases=20,
+        test_cases=8,
+        images=2000,
+        image_size=64,
+        fractions=(0.2, 0.4, 0.6, 0.8, 1),
+        seeds=3,
+        network={"patch_size": [24, 32, 32], "base_features": 8},
+        natural_images={},
+        pretraining={
+            **epochs_of(20, 100, 8, 10),
+            "val_share": 0.1,
+            "mirror_axes": [2],
+            "oversample_foreground_percent": 0.5,
+        },
+        transfer={**epochs_of(20, 15, 2, 20), "warmup_epochs": 2},
+        timed=(((24, 32, 32), (3, 64, 128), (16, 32, 64)), ((48, 64, 64), (3, 256, 256), (16, 32, 64, 128))),
+        pairs=21,
+    ),
+    "large": Scale(
+        spacing_mm=3,
+        target_cases=40,
+        test_cases=20,
+        images=60_000,
+        image_size=160,
+        fractions=(0.2, 0.4, 0.6, 0.8, 1),
+        seeds=3,
+        network={"patch_size": [64, 64, 64], "base_features": 32, "max_features": 256},
+        natural_images={"patch_size": [128, 128], "batch_size": 16},
+        pretraining={**epochs_of(100, 250, 24, 10), "val_share": 0.1, "mirror_axes": [2], "initial_lr": 1e-3},
+        transfer={**epochs_of(100, 50, 10, 20), "warmup_epochs": 5, "initial_lr": 1e-3},
+        timed=(
+            ((48, 64, 64), (3, 256, 256), (32, 64, 128, 256, 320)),
+            ((96, 128, 128), (3, 512, 1024), (32, 64, 128, 256, 320, 320)),
+        ),
+        pairs=51,
+    ),
+}
+
+
+def preset_file(work: Path) -> Path:
+    """Returns where the benchmark's preset is."""
+    return work / "preset.json"
+
+
+def write_preset(work: Path, scale: Scale) -> None:
+    """Writes preset `tiny` with the scale's numbers."""
+    preset = read_json(leaf("plans") / "tiny.json")
+    for part, changes in (
+        ("network", scale.network),
+        ("natural_images", scale.natural_images),
+        ("training", scale.pretraining),
+        ("transfer", scale.transfer),
+    ):
+        preset[part].update(changes)
+    preset["training"]["seed"] = 1
+    write_json(preset_file(work), {**preset, "description": "benchmarks/vdt.py"})
+
+
+def prepare_target(work: Path, scale: Scale) -> Path:
+    """Draws the target and plans it as an ordinary dataset, once; returns its plans."""
+    folder, cases = work / "nnUNet_raw" / TARGET, {"target": scale.target_cases, "test": scale.test_cases}
+    path = work / "nnUNet_preprocessed" / TARGET / f"{TARGET_PLANS}.json"
+    if not path.is_file():
+        seeds = [range(FIRST_SEED[part], FIRST_SEED[part] + number) for part, number in cases.items()]
+        write_phantom_domain(folder, "ct", LABELS, *seeds, spacing_mm=(scale.spacing_mm,) * 3, orientation="LPS")
+        workers, os.environ["nnUNet_n_proc_DA"] = os.environ["nnUNet_n_proc_DA"], "1"  # the planner's threads
+        extract_fingerprint(TARGET, 1)
+        write_json(path, planned_by_preset(TARGET, load_preset(str(preset_file(work))), TARGET_PLANS))
+        os.environ["nnUNet_n_proc_DA"] = workers
+    return path
+
+
+def write_images(folder: Path, name: str, scale: Scale) -> None:
+    """Writes the images of a pretext."""
+    if name != "digits":
+        task: Any = PRETEXTS[name].task
+        return write_coloured_shapes(folder, task, scale.images, scale.image_size)
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / f"digit{digit}" / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        enlarged = Image.fromarray((image * 255 / 16).round().astype("uint8")).resize(
+            (32, 32), Image.Resampling.BICUBIC
+        )
+        enlarged.save(path)
+    return None
+
+
+def start_of(name: str, variant: str) -> str:
+    """Returns what a pre-training is called in the tables."""
+    return f"{name}-{variant}" if variant else name
+
+
+def checkpoint_file(work: Path, name: str, variant: str) -> Path:
+    """Returns where the checkpoint of a pre-training is."""
+    pretext = PRETEXTS[name]
+    model = f"{pretext.trainer}__{VDT_PLANS}{VARIANTS[variant]}__{CONFIGURATION}"
+    return work / "nnUNet_results" / pretext.folder / model / "fold_all" / "checkpoint_final.pth"
+
+
+def pretrain(work: Path, name: str, scale: Scale, target_plans: Path, device: str) -> None:
+    """Makes the checkpoints of a pretext, or what is missing of them."""
+    pretext, images = PRETEXTS[name], work / "images" / name
+    number, short = pretext.dataset
+    if not (work / "nnUNet_preprocessed" / pretext.folder / f"{VDT_PLANS}.json").is_file():
+        write_images(images, name, scale)
+        labels = ["--labels", images / "labels.json"] if pretext.task == "segmentation" else []
+        words = ["nnunet_pretrain", "convert_2d", images, "-d", number, "-n", short, "--task", pretext.task]
+        command([*words, "--storage", "volumes", *labels])
+        words = ["nnunet_pretrain", "plan_2d", "-d", number, "--target-plans", target_plans]
+        command([*words, "--preset", preset_file(work)], nnUNet_n_proc_DA="1")
+    command(["nnunet_pretrain", "preprocess", "-d", number, "-p", VDT_PLANS])
+    for variant in pretext.variants:
+        checkpoint = checkpoint_file(work, name, variant)
+        if checkpoint.is_file() and (checkpoint.parent / "validation" / "summary.json").is_file():
+            continue
+        going_on = ["--c"] if checkpoint.with_name("checkpoint_latest.pth").is_file() else []
+        going_on = ["--val"] if checkpoint.is_file() else going_on
+        started = time.monotonic()
+        words = ["nnUNetv2_train", number, CONFIGURATION, "all", "-tr", pretext.trainer]
+        command([*words, "-p", VDT_PLANS + VARIANTS[variant], "-device", device, *going_on])
+        print(f"pre-training {start_of(name, variant)}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def pretext_table(work: Path, names: Sequence[str]) -> str:
+    """Returns how well each pretext was learned, on images that were held out."""
+    rows = []
+    for name in names:
+        for variant in PRETEXTS[name].variants:
+            summary = read_json(checkpoint_file(work, name, variant).parent / "validation" / "summary.json")
+            if PRETEXTS[name].task == "segmentation":
+                found = f"Dice {summary['foreground_mean']['Dice']:.3f}"
+            else:
+                top = summary["metrics"]["top-1"]
+                found = f"top-1 {top['value']:.3f} ({top['low']:.3f} to {top['high']:.3f})"
+            rows.append([start_of(name, variant), found])
+    return table(["pre-training", "held-out images"], rows)
+
+
+def study(work: Path, scale: Scale, names: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Runs one study per pretext, the control in that of the first only, and prints one table of all."""
+    from nnunet_pretrain.study import StudyOptions, run_study
+
+    parts: dict[Path, dict[str, str]] = {}
+    for name in names:
+        further = [variant for variant in PRETEXTS[name].variants if variant]
+        arms = ["pretrained", *(f"{variant}={checkpoint_file(work, name, variant)}" for variant in further)]
+        folder = run_study(
+            StudyOptions(
+                dataset=TARGET,
+                checkpoint=checkpoint_file(work, name, ""),
+                name=name,
+                preset=str(preset_file(work)),
+                fractions=scale.fractions,
+                seeds=arguments.seeds or scale.seeds,
+                arms=tuple([CONTROL, *arms] if name == names[0] else arms),
+                jobs=arguments.jobs,
+                device=arguments.device,
+                num_processes=4 if arguments.device == "cuda" else 1,
+                nsd_mm=scale.spacing_mm,
+            )
+        )
+        preprocessed = work / "nnUNet_preprocessed" / TARGET
+        check_equal(preprocessed, transfer_plans_names(names[0])[1], transfer_plans_names(name)[1])
+        own = {variant: start_of(name, variant) for variant in further}
+        parts[folder] = {CONTROL: CONTROL, "pretrained": name, **own}
+    print(f"{session(arguments.device)}\n\n{pretext_table(work, names)}\n")
+    report, cells = join(work / "evidence", parts, scale.target_cases, scale.spacing_mm)
+    gains = [gain_table(cells, name) for name in names]
+    print("\n\n".join([report, epochs_table(cells), *gains]))
+
+
+def main() -> None:
+    """Prepares what is missing and runs a study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--study", choices=("prepare", "transfer", "speed"), default="transfer")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser.add_argument("--pretexts", nargs="+", choices=list(PRETEXTS), default=list(PRETEXTS))
+    parser.add_argument("--seeds", type=int, help="instead of the scale's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of timed steps on the CPU")
+    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    work, scale = arguments.work.absolute(), SCALES[arguments.scale]
+    set_environment(work, arguments.device)
+    pretexts = {name: asdict(pretext) for name, pretext in PRETEXTS.items()}
+    claim(work, {"scale": asdict(scale), "pretexts": pretexts, "labels": LABELS})
+    if arguments.study == "speed":
+        torch.set_num_threads(arguments.threads)
+        print(f"{session(arguments.device)}\n")
+        speed(work, scale.timed, scale.pairs, arguments.device)
+        return
+    write_preset(work, scale)
+    target_plans = prepare_target(work, scale)
+    for name in arguments.pretexts:
+        pretrain(work, name, scale, target_plans, arguments.device)
+    if arguments.study == "transfer":
+        study(work, scale, arguments.pretexts, arguments)
+
+
+if __name__ == "__main__":
+    main()
