@@ -17,7 +17,9 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ from scipy.ndimage import zoom
 from nnunet_pretrain.conversion.natural_images.convert import NaturalImageOptions, convert_2d
 from nnunet_pretrain.conversion.natural_images.decoding import as_volume, decode
 from nnunet_pretrain.conversion.natural_images.layout import Task
-from nnunet_pretrain.files import write_json
+from nnunet_pretrain.files import read_json, write_json
 
 IMAGENET = 1_281_167
 SHAPE = (375, 500)
@@ -180,8 +182,80 @@ def preprocessed_table(work: Path, arguments: argparse.Namespace) -> list[Sequen
     ]
 
 
+def reading_table(work: Path, arguments: argparse.Namespace) -> list[Sequence[object]]:
+    """Reads images as the two trainers do, from originals and from volumes; returns a table with its headings.
+
+    One core does everything, from files in the page cache, and its own time is what counts.
+    """
+    import torch
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    from nnunet_pretrain.classification.image_classes import OneVoxel
+    from nnunet_pretrain.classification.resized_crops import ImageCrops, random_box
+    from nnunet_pretrain.training.depth_slices import DepthShuffle, for_slices
+    from nnunet_pretrain.training.natural_image_cases import CentredCases, FirstFailure
+
+    torch.set_num_threads(1)
+    np.random.seed(0)
+    datasets = _both_storages(work, arguments)
+    labels, failure = LabelManager(read_json(work / "labels.json"), None), FirstFailure()
+    box = partial(random_box, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    classes = ComposeTransforms([DepthShuffle(), OneVoxel()])
+    stock = nnUNetTrainer.get_training_transforms(PATCH, (-np.pi, np.pi), None, (2,), True)
+    rows: list[Sequence[object]] = [("batches of", "from", "ms of CPU per image", "images per s and core")]
+    for storage, dataset in datasets.items():
+        cases, larger = CentredCases(dataset, failure), (3, 318, 318)  # what nnU-Net cuts out for its rotations
+        arms = {
+            "random parts, for classes": (ImageCrops(dataset, PATCH, box, failure), PATCH, classes),
+            "patches, for masks": (cases, PATCH, None),
+            "patches, for masks, augmented": (cases, larger, for_slices(stock, grey=False, shuffle=True)),
+        }
+        for what, (shown, size, transforms) in arms.items():
+            loader = nnUNetDataLoader(shown, 16, size, PATCH, labels, 0.33, transforms=transforms)
+            next(loader)
+            before, batches = time.process_time(), 6
+            for _ in range(batches):
+                next(loader)
+            each = (time.process_time() - before) / (16 * batches)
+            rows.append((what, storage, f"{1000 * each:.1f}", f"{1 / each:.0f}"))
+    return rows
+
+
+def _both_storages(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Converts the images to originals with masks, and writes some of them as nnU-Net's preprocessing does."""
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+    from nnunet_pretrain.preprocessing.class_locations import sample_class_locations
+    from nnunet_pretrain.training.original_images import OriginalImages
+
+    write_json(work / "labels.json", {"background": 0, **{f"object{i}": i for i in range(1, 6)}})
+    options = NaturalImageOptions(storage="originals", num_processes=arguments.np, labels=work / "labels.json")
+    base = convert_2d(work / "photos", len(ARMS) + 1, "Reading", "segmentation", options)
+    if not (base / "gt_segmentations").exists():
+        (base / "gt_segmentations").symlink_to("labelsTr")
+    folder = base / "volumes"
+    originals = OriginalImages(str(folder))
+    originals.identifiers = originals.identifiers[: min(100, arguments.images)]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for case in originals.identifiers.tolist():
+        data, seg, _, properties = originals.load_case(case)
+        properties["class_locations"] = sample_class_locations(seg, range(1, 6))
+        sizes = dict(zip(("blocks", "chunks"), comp_blosc2_params(data.shape, PATCH, data.itemsize), strict=True))
+        named = zip(("blocks_seg", "chunks_seg"), comp_blosc2_params(seg.shape, PATCH, seg.itemsize), strict=True)
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case), **sizes, **dict(named))
+    return {"originals": originals, "volumes": nnUNetDatasetBlosc2(str(folder))}
+
+
 Table = Callable[[Path, argparse.Namespace], list[Sequence[object]]]
-TABLES: dict[str, Table] = {"conversion": conversion_table, "preprocessed": preprocessed_table}
+TABLES: dict[str, Table] = {
+    "conversion": conversion_table,
+    "preprocessed": preprocessed_table,
+    "reading": reading_table,
+}
 """What is measured: a heading, and a function that returns a table with its headings in the first row."""
 
 

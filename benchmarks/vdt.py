@@ -145,7 +145,7 @@ SCALES = {
         network={"patch_size": [24, 32, 32], "base_features": 8},
         natural_images={},
         pretraining={
-            **epochs_of(20, 100, 8, 10),
+            **epochs_of(12, 75, 8, 6),
             "val_share": 0.1,
             "mirror_axes": [2],
             "oversample_foreground_percent": 0.5,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from domain_steps import BATCH, LABELS, STOCK, Steps, made_up, time_row
 
-from nnunet_pretrain.classification.plan_classification import classifier_architecture
 from nnunet_pretrain.conversion.natural_images.index import INDEX, ImageIndex, NaturalImage
+from nnunet_pretrain.networks.classifier import classifier_architecture
 from nnunet_pretrain.planning.domain_plans import CONFIGURATION, plans_of_domain
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
@@ -64,7 +64,7 @@ def plans_of(arm: str, target: Shape, natural: Shape, features: Sequence[int]) -
         natural_images=NaturalImageSettings(task=task, storage="volumes", target=("target", "plans", CONFIGURATION))
     )
     if arm == CLASSIFICATION:
-        configuration["architecture"] = classifier_architecture(configuration["architecture"], len(CLASSES))
+        configuration["architecture"] = classifier_architecture(configuration["architecture"], len(CLASSES), True)
         classes = ClassificationSettings(classes=CLASSES, crop="image")
         training = settings.training.model_copy(update={"deep_supervision": False})
         settings = settings.model_copy(update={"classification": classes, "training": training})

@@ -17,6 +17,7 @@ from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_
 def set_environment(work: Path, device: str) -> None:
     """Sets nnU-Net's folders and, on the CPU, one thread and no worker processes, as two runs share two cores."""
     small = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
+    small["OMP_WAIT_POLICY"] = "PASSIVE"  # nnU-Net's training takes all cores whatever is set; threads must not spin
     gpu = {"nnUNet_n_proc_DA": "6", "nnUNet_def_n_proc": "3", "nnUNet_compile": "f"}
     os.environ.update({variable: str(work / variable) for variable in NNUNET_VARIABLES})
     os.environ.update(gpu if device == "cuda" else small)

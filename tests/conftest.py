@@ -1,15 +1,14 @@
 """Shared fixtures: small sources on disk, and one real pre-training that several tests look at."""
 
-import os
 import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import small_machine  # noqa: F401 - before whatever imports torch
 from nnunet_runs import (
     DOMAINS,
-    ENVIRONMENT,
     SMALL,
     SOURCES,
     SPAWNED_TRAINING,
@@ -27,7 +26,6 @@ from nnunet_pretrain.phantom.domains import write_phantom_domain
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.update(ENVIRONMENT)  # nnU-Net reads some of them when it is imported
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ DOMAINS = {
     "Dataset007_MR": ("t1", {"kidneys": ("kidney_left", "kidney_right"), "liver": ("liver",)}, (9.0, 9.0, 14.0)),
     "Dataset009_Inverted": ("inverted", {"liver": ("liver",)}, (8.0, 8.0, 8.0)),
 }
-ENVIRONMENT = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 
 
 def run(command, environment):

@@ -112,9 +112,7 @@ def test_a_control_is_shared_by_starts_with_equal_plans_only(tmp_path):
     preprocessed = tmp_path / "nnUNet_preprocessed" / benchmark.TARGET
     one, same, other = (f"nnUNetTransferPlans_{start}-target__scratch" for start in ("all", "ct-alone", "t1-alone"))
     benchmark.check_equal(preprocessed, one, same)
-    with pytest.raises(
-        ValueError, match=r"all-target__scratch and .* differ in configurations"
-    ):
+    with pytest.raises(ValueError, match=r"all-target__scratch and .* differ in configurations"):
         benchmark.check_equal(preprocessed, one, other)
 
 

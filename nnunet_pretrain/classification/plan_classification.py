@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from nnunet_pretrain.classification.labels import (
 )
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
-from nnunet_pretrain.networks.classifier import CLASSIFIER, inner_architecture
+from nnunet_pretrain.networks.classifier import classifier_architecture
 from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning.settings import (
     SETTINGS_KEY,
@@ -154,25 +153,6 @@ def _as_classifier(
     each = estimated_gb(facts, chosen["patch_size"], 1)
     fitting = voxels / math.prod(chosen["patch_size"]) if memory is None or each is None else memory / each
     chosen["batch_size"] = batch_size or max(chosen["batch_size"], min(MAX_BATCH, int(fitting)))
-
-
-def classifier_architecture(architecture: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """Returns the plans' entry of a classifier with the encoder of a segmentation network, or of a classifier.
-
-    Args:
-        architecture: The plans' entry of the network.
-        classes: Number of classes.
-    """
-    architecture = inner_architecture(architecture)
-    arguments = {key: value for key, value in architecture["arch_kwargs"].items() if key != "deep_supervision"}
-    given = {
-        "network": architecture["network_class_name"],
-        "arguments": copy.deepcopy(arguments),
-        "imported": list(architecture["_kw_requires_import"]),
-        "classes": classes,
-        "strides": copy.deepcopy(arguments.get("strides", [])),
-    }
-    return {"network_class_name": CLASSIFIER, "arch_kwargs": given, "_kw_requires_import": []}
 
 
 def patch_of(crop_mm: float, spacing: Sequence[float], strides: Sequence[Sequence[int]]) -> list[int]:

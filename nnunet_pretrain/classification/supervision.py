@@ -34,6 +34,7 @@ from nnunet_pretrain.training.distributed import unwrapped
 from nnunet_pretrain.training.sampling import case_weights, repeated
 
 PROBABILITIES = "probabilities.csv"
+MAX_NAMED = 10
 
 
 def classification_settings(settings: PretrainSettings, plans_name: str) -> ClassificationSettings:
@@ -77,19 +78,10 @@ class InOrder:
         return {"data": torch.from_numpy(data.astype(np.float32)), "keys": np.array(chosen)}
 
 
-class ClassificationCheckpoints(DescribedCheckpoints):
-    """As its base; the card says AUC per class instead of Dice per structure."""
+class SameClasses(DescribedCheckpoints):
+    """As its base; continues only trainings of the same classes."""
 
     settings: PretrainSettings
-
-    def checkpoint_extras(self) -> dict[str, Any]:
-        """As the other parts, with the last epoch's AUC of each class in the card."""
-        extras = super().checkpoint_extras()
-        return {**extras, "card": {**extras["card"], "pseudo_dice": {}, "auc": self.pseudo_dice_by_group()}}
-
-    def group_names(self) -> list[str]:
-        """Returns the classes."""
-        return list(classification_settings(self.settings, self.plans_manager.plans_name).classes)
 
     def check_continues(self, checkpoint: Mapping[str, Any], where: str) -> None:
         """As its base; also refuses a checkpoint that tells other classes apart.
@@ -99,12 +91,25 @@ class ClassificationCheckpoints(DescribedCheckpoints):
         """
         super().check_continues(checkpoint, where)
         then = PretrainSettings.from_plans(checkpoint["init_args"]["plans"]).classification
-        if then is None or list(then.classes) != self.group_names():
-            found = "no classes" if then is None else f"the classes {', '.join(then.classes)}"
+        now = classification_settings(self.settings, self.plans_manager.plans_name).classes
+        if then is None or then.classes != now:
+            found = "no classes" if then is None else f"the classes {_some(then.classes)}"
             raise ValueError(
-                f"{where} was trained with {found}, the plans have {', '.join(self.group_names())}; start a new "
-                f"training (without --c)"
+                f"{where} was trained with {found}, the plans have {_some(now)}; start a new training (without --c)"
             )
+
+
+class ClassificationCheckpoints(SameClasses):
+    """As its base; the card says AUC per class instead of Dice per structure."""
+
+    def checkpoint_extras(self) -> dict[str, Any]:
+        """As the other parts, with the last epoch's AUC of each class in the card."""
+        extras = super().checkpoint_extras()
+        return {**extras, "card": {**extras["card"], "pseudo_dice": {}, "auc": self.pseudo_dice_by_group()}}
+
+    def group_names(self) -> list[str]:
+        """Returns the classes."""
+        return list(classification_settings(self.settings, self.plans_manager.plans_name).classes)
 
 
 class ClassificationSupervision(nnUNetTrainer):
@@ -289,3 +294,8 @@ class ClassificationSupervision(nnUNetTrainer):
 def _counted(keys: Sequence[str], class_of: Mapping[str, str]) -> str:
     counts = Counter(class_of[key] for key in keys)
     return ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
+
+
+def _some(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:MAX_NAMED])
+    return shown if len(classes) <= MAX_NAMED else f"{shown} and {len(classes) - MAX_NAMED} more"

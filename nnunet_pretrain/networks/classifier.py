@@ -31,6 +31,9 @@ class Classifier(nn.Module):
         classes: Number of classes.
         strides: Downsampling of each stage; nnU-Net reads it from the plans.
         deep_supervision: nnU-Net gives it; a classifier has one output.
+        normalised: Whether each pooled feature is normalised over the batch before the linear layer (batch norm
+            without weights). Behind an instance norm the means of all images are much alike, and a linear layer sees
+            hardly more than a constant; encoders with batch norm need none.
 
     Raises:
         ValueError: The class cannot be found or refuses its arguments, or has no such encoder.
@@ -48,6 +51,7 @@ class Classifier(nn.Module):
         classes: int,
         strides: Sequence[Sequence[int]],
         deep_supervision: bool = False,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
         whole = _built(network, input_channels, num_classes, arguments, imported)
@@ -60,7 +64,9 @@ class Classifier(nn.Module):
         self._initialize = getattr(whole, "initialize", None)
         self.decoder = DeepSupervisionSwitch(False)  # nnU-Net switches it before a training
         self.encoder = encoder
-        self.head = nn.Linear(int(self.encoder.output_channels[-1]), classes)
+        features = int(self.encoder.output_channels[-1])
+        layer = nn.Linear(features, classes)
+        self.head = nn.Sequential(nn.BatchNorm1d(features, affine=False), layer) if normalised else layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images (batch, channels, *axes); returns logits (batch, classes)."""
@@ -74,8 +80,8 @@ class Classifier(nn.Module):
             self._initialize(module)
 
     def head_names(self) -> tuple[str, ...]:
-        """Returns the names of the weights that belong to the classes."""
-        return tuple(f"head.{name}" for name, _ in self.head.named_parameters())
+        """Returns the names of what belongs to the classes: weights, and statistics of the pooled features."""
+        return tuple(f"head.{name}" for name in self.head.state_dict())
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Returns the number of values in the feature maps of one patch, by nnU-Net's own count."""
@@ -94,12 +100,13 @@ def inner_architecture(architecture: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def classifier_architecture(architecture: Mapping[str, Any], classes: int) -> dict[str, Any]:
+def classifier_architecture(architecture: Mapping[str, Any], classes: int, normalised: bool = False) -> dict[str, Any]:
     """Returns the plans' entry of a classifier with the encoder of a segmentation network, or of a classifier.
 
     Args:
         architecture: The plans' entry of the network.
         classes: Number of classes.
+        normalised: See `Classifier`.
     """
     architecture = inner_architecture(architecture)
     arguments = {key: value for key, value in architecture["arch_kwargs"].items() if key != "deep_supervision"}
@@ -109,6 +116,7 @@ def classifier_architecture(architecture: Mapping[str, Any], classes: int) -> di
         "imported": list(architecture["_kw_requires_import"]),
         "classes": classes,
         "strides": copy.deepcopy(arguments.get("strides", [])),
+        **({"normalised": True} if normalised else {}),
     }
     return {"network_class_name": CLASSIFIER, "arch_kwargs": given, "_kw_requires_import": []}
 

@@ -109,7 +109,7 @@ def plan_2d(
         report(line)
     if settings.classification is not None:
         classes = len(settings.classification.classes)
-        architecture = classifier_architecture(architecture, classes)
+        architecture = classifier_architecture(architecture, classes, normalised=True)
         try_classifier(partial(planned_network, architecture, 1, outputs), 1, classes, patch_size)
     reader = str(images.dataset_json.get("overwrite_image_reader_writer", "SimpleITKIO"))
     plans = natural_plans(images.name, reader, images.index, architecture, patch_size, batch_size)

@@ -52,8 +52,8 @@ class PlannedTraining(nnUNetTrainer):
         if training.optimizer == "AdamW":
             optimizer = AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         else:
-            momentum = {"momentum": training.momentum, "nesterov": training.nesterov}
-            optimizer = SGD(groups, lr=self.initial_lr, weight_decay=self.weight_decay, **momentum)
+            momentum, nesterov = training.momentum, training.nesterov
+            optimizer = SGD(groups, self.initial_lr, momentum, weight_decay=self.weight_decay, nesterov=nesterov)
         return optimizer, WarmupDecayLR(
             optimizer, self.num_epochs, training.warmup_epochs, training.schedule, before=self.heads_only_epochs()
         )

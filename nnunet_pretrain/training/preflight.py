@@ -12,10 +12,14 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from tqdm import tqdm
 
+from nnunet_pretrain.conversion.natural_images.index import NATURAL_KEY, ImageIndex
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.labels import SCHEMES_KEY, LabelSetTable
+from nnunet_pretrain.planning.settings import PretrainSettings
 
 MAX_NAMED = 5
+MAX_LOOKED_FOR = 1000
+"""Of a million originals on a shared disk, all could take hours."""
 
 
 def check_dataset(dataset_json: Mapping[str, Any], plans_name: str, planned_for: Path) -> None:
@@ -64,6 +68,74 @@ def check_preprocessed(folder: Path, found: Sequence[str], expected: Sequence[st
                 f"{folder} {what} {len(cases)} of {len(expected)} cases, such as {', '.join(cases[:MAX_NAMED])}; "
                 f"run `nnunet_pretrain preprocess -p {plans_name}` (or nnUNetv2_preprocess) again"
             )
+
+
+def check_natural_images(
+    base: Path, dataset_json: Mapping[str, Any], settings: PretrainSettings, index: ImageIndex, plans_name: str
+) -> str:
+    """Refuses natural images that are not those the plans were made for, or that are not where they should be.
+
+    Args:
+        base: Preprocessed folder of the dataset.
+        dataset_json: dataset.json of the dataset to train on.
+        settings: The plans' settings.
+        index: The dataset's images.
+        plans_name: Name of the plans.
+
+    Returns:
+        What was looked at, for the log.
+
+    Raises:
+        ValueError: Dataset, plans and index do not belong together.
+        FileNotFoundError: The folder of the original images is missing, or one of those that were looked for.
+    """
+    check_dataset(dataset_json, plans_name, base)
+    natural, facts = settings.natural_images, dataset_json.get(NATURAL_KEY, {})
+    assert natural is not None
+    classes = list(settings.classification.classes) if settings.classification is not None else []
+    planned = {"task": natural.task, "storage": natural.storage, "classes": classes}
+    for key, expected in planned.items():
+        if (facts.get(key) or []) != expected:
+            raise ValueError(
+                f"plans '{plans_name}' were made for other {key} than dataset.json of {base.name} now has "
+                f"({_short(facts.get(key))}, the plans: {_short(expected)}); run `nnunet_pretrain plan_2d` again"
+            )
+    unknown = sorted(set(np.unique(index.labels).tolist()) - set(classes or [""]))
+    if unknown or len(index) != dataset_json["numTraining"]:
+        problem = f"the unknown class '{unknown[0]}'" if unknown else f"{len(index)} images"
+        raise ValueError(
+            f"the index of natural images in {base} has {problem}, dataset.json {dataset_json['numTraining']} images "
+            f"of {len(classes)} classes; run `nnunet_pretrain convert_2d` and `plan_2d` again"
+        )
+    if natural.storage == "volumes":
+        return f"{len(index):,} images, preprocessed."
+    masks = base / "gt_segmentations" if natural.task == "segmentation" else None
+    return _look_for_originals(Path(facts["root"]), masks, dataset_json["file_ending"], index)
+
+
+def _look_for_originals(root: Path, masks: Path | None, ending: str, index: ImageIndex) -> str:
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root}, the folder of the original images, does not exist here; mount it, or correct 'root' of "
+            f"'{NATURAL_KEY}' in dataset.json of the raw and of the preprocessed dataset"
+        )
+    number = min(len(index), MAX_LOOKED_FOR)
+    rows = [index.at(int(i)) for i in np.random.default_rng().choice(len(index), number, replace=False)]
+    wanted = [root / row.file for row in rows]
+    wanted += [masks / f"{row.case}{ending}" for row in rows] if masks is not None else []
+    missing = [str(path) for path in wanted if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(wanted)} files that were looked for do not exist, such as "
+            f"{', '.join(missing[:MAX_NAMED])}; put them back, or run `nnunet_pretrain convert_2d` and `plan_2d` again"
+        )
+    drawn = "all are there" if number == len(index) else f"{number:,} of them, drawn at random, are there"
+    return f"{len(index):,} original images under {root}: {drawn}."
+
+
+def _short(content: Any) -> str:
+    text = str(content)
+    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 def check_stored_ids(dataset: nnUNetBaseDataset, cases: Sequence[str], table: LabelSetTable, remembered: Path) -> None:
