@@ -1,10 +1,11 @@
 """Is a 3D network that has learned from 2D images worth more on 3D images, and is it the depth made of colours?
 
-Coloured shapes (classes, or masks) and scikit-learn's digits are pre-trained by nnUNetTrainerVDTClassification and
-nnUNetTrainerVDTSegmentation with the network of the target, a phantom CT with few labelled cases. The pre-trainings of
-the shapes have two controls: `grey` repeats the luminance in all three slices, `unshuffled` leaves red, green and blue
-in their order. Digits are grey by nature and need none. Then `nnunet_pretrain study` trains the target from each of
-them and from scratch; all arms share plans, steps, schedule, subsets and seeds, which is checked.
+Coloured shapes (classes of outlines, or masks of textures) and scikit-learn's digits are pre-trained by
+nnUNetTrainerVDTClassification and nnUNetTrainerVDTSegmentation with the network of the target, a phantom CT with few
+labelled cases. The pre-trainings of the shapes have two controls: `grey` repeats the luminance in all three slices,
+`unshuffled` leaves red, green and blue in their order. Digits are grey by nature and need none. Then
+`nnunet_pretrain study` trains the target from each of them and from scratch; all arms share plans, steps, schedule,
+subsets and seeds, which is checked.
 
 `--study speed` times training steps of real trainers on equal made-up batches in alternating pairs (`vdt_steps.py`).
 How fast images are read is measured by `natural_images.py`.
@@ -76,8 +77,8 @@ class Pretext:
 
 
 PRETEXTS = {
-    "masks": Pretext((941, "ShapeMasks"), "segmentation", tuple(VARIANTS)),
-    "classes": Pretext((942, "ShapeClasses"), "classification", tuple(VARIANTS)),
+    "masks": Pretext((941, "Textures"), "segmentation", tuple(VARIANTS)),
+    "classes": Pretext((942, "Shapes"), "classification", tuple(VARIANTS)),
     "digits": Pretext((943, "Digits"), "classification", ("",)),
 }
 
@@ -95,7 +96,8 @@ class Scale:
         fractions: Shares of the labelled cases.
         seeds: Repetitions.
         network: Entries of the preset's `network` that differ from preset `tiny`.
-        natural_images: Entries of its `natural_images` that differ.
+        patch_size: Height and width of patches of natural images.
+        batch_sizes: Task to such patches per step.
         pretraining: Entries of its `training` that differ.
         transfer: Entries of its `transfer` that differ.
         timed: Patch of the target, patch of the natural images with as many voxels, and features per stage of the
@@ -111,7 +113,8 @@ class Scale:
     fractions: tuple[float, ...]
     seeds: int
     network: dict[str, Any]
-    natural_images: dict[str, Any]
+    patch_size: tuple[int, int]
+    batch_sizes: dict[str, int]
     pretraining: dict[str, Any]
     transfer: dict[str, Any]
     timed: tuple[tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, ...]], ...]
@@ -128,7 +131,8 @@ SCALES = {
         fractions=(1,),
         seeds=1,
         network={"patch_size": [16, 16, 16], "base_features": 4},
-        natural_images={"patch_size": [16, 16], "batch_size": 2},
+        patch_size=(16, 16),
+        batch_sizes={"segmentation": 2, "classification": 2},
         pretraining={**epochs_of(1, 3, 3, 1), "warmup_epochs": 0},
         transfer={**epochs_of(2, 2, 1, 1), "warmup_epochs": 1},
         timed=(((12, 16, 16), (3, 32, 32), (4, 8, 8)),),
@@ -143,7 +147,8 @@ SCALES = {
         fractions=(0.2, 0.4, 0.6, 0.8, 1),
         seeds=3,
         network={"patch_size": [24, 32, 32], "base_features": 8},
-        natural_images={},
+        patch_size=(48, 48),
+        batch_sizes={"segmentation": 8, "classification": 32},
         pretraining={
             **epochs_of(12, 75, 8, 6),
             "val_share": 0.1,
@@ -163,7 +168,8 @@ SCALES = {
         fractions=(0.2, 0.4, 0.6, 0.8, 1),
         seeds=3,
         network={"patch_size": [64, 64, 64], "base_features": 32, "max_features": 256},
-        natural_images={"patch_size": [128, 128], "batch_size": 16},
+        patch_size=(128, 128),
+        batch_sizes={"segmentation": 16, "classification": 64},
         pretraining={**epochs_of(100, 250, 24, 10), "val_share": 0.1, "mirror_axes": [2], "initial_lr": 1e-3},
         transfer={**epochs_of(100, 50, 10, 20), "warmup_epochs": 5, "initial_lr": 1e-3},
         timed=(
@@ -175,23 +181,24 @@ SCALES = {
 }
 
 
-def preset_file(work: Path) -> Path:
-    """Returns where the benchmark's preset is."""
-    return work / "preset.json"
+def preset_file(work: Path, task: str = "segmentation") -> Path:
+    """Returns where the preset for a task is; on the target they are alike."""
+    return work / f"{task}.json"
 
 
-def write_preset(work: Path, scale: Scale) -> None:
-    """Writes preset `tiny` with the scale's numbers."""
-    preset = read_json(leaf("plans") / "tiny.json")
-    for part, changes in (
-        ("network", scale.network),
-        ("natural_images", scale.natural_images),
-        ("training", scale.pretraining),
-        ("transfer", scale.transfer),
-    ):
-        preset[part].update(changes)
-    preset["training"]["seed"] = 1
-    write_json(preset_file(work), {**preset, "description": "benchmarks/vdt.py"})
+def write_presets(work: Path, scale: Scale) -> None:
+    """Writes preset `tiny` with the scale's numbers, once for each task."""
+    for task, batch_size in scale.batch_sizes.items():
+        preset = read_json(leaf("plans") / "tiny.json")
+        for part, changes in (
+            ("network", scale.network),
+            ("natural_images", {"patch_size": scale.patch_size, "batch_size": batch_size}),
+            ("training", scale.pretraining),
+            ("transfer", scale.transfer),
+        ):
+            preset[part].update(changes)
+        preset["training"]["seed"] = 1
+        write_json(preset_file(work, task), {**preset, "description": "benchmarks/vdt.py"})
 
 
 def prepare_target(work: Path, scale: Scale) -> Path:
@@ -249,7 +256,7 @@ def pretrain(work: Path, name: str, scale: Scale, target_plans: Path, device: st
         words = ["nnunet_pretrain", "convert_2d", images, "-d", number, "-n", short, "--task", pretext.task]
         command([*words, "--storage", "volumes", *labels])
         words = ["nnunet_pretrain", "plan_2d", "-d", number, "--target-plans", target_plans]
-        command([*words, "--preset", preset_file(work)], nnUNet_n_proc_DA="1")
+        command([*words, "--preset", preset_file(work, pretext.task)], nnUNet_n_proc_DA="1")
     command(["nnunet_pretrain", "preprocess", "-d", number, "-p", VDT_PLANS])
     for variant in pretext.variants:
         checkpoint = checkpoint_file(work, name, variant)
@@ -332,7 +339,7 @@ def main() -> None:
         print(f"{session(arguments.device)}\n")
         speed(work, scale.timed, scale.pairs, arguments.device)
         return
-    write_preset(work, scale)
+    write_presets(work, scale)
     target_plans = prepare_target(work, scale)
     for name in arguments.pretexts:
         pretrain(work, name, scale, target_plans, arguments.device)

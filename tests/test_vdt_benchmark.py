@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_pretrain.phantom.coloured_shapes import SHAPES, coloured_shapes, write_coloured_shapes
+from nnunet_pretrain.phantom.coloured_shapes import SHAPES, TEXTURES, coloured_shapes, write_coloured_shapes
 
 _FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(_FOLDER))
@@ -28,11 +28,15 @@ def test_a_shape_fills_a_good_part_of_its_circle_and_has_other_colours_than_its_
     inside = SHAPES[name](y, x)
     assert inside[np.hypot(y, x) > 1.05].sum() == 0
     assert 0.15 < inside[np.hypot(y, x) <= 1].mean() <= 1
-    contrasts = []
-    for seed in range(10):
+    contrasts, textures = [], set()
+    for seed in range(12):
         image, mask = coloured_shapes(np.random.default_rng(seed), [name], 64)
-        assert set(np.unique(mask)) == {0, list(SHAPES).index(name) + 1}
+        background, texture = np.unique(mask).tolist()
+        assert background == 0
+        textures.add(texture)
         contrasts.append(np.abs(image[mask > 0].mean(0) - image[mask == 0].mean(0)))
+    assert len(textures) > 2  # the outline does not tell the texture
+    assert textures <= set(range(1, len(TEXTURES) + 1))
     spread = np.array(contrasts)
     assert (spread.mean(0) > 15).all()  # in each of the colours
     assert np.ptp(spread, 1).mean() > 15  # and not alike in all of them
@@ -43,7 +47,7 @@ def test_images_are_written_as_trees_of_classes_and_with_masks(tmp_path):
     assert {path.name: len(list(path.iterdir())) for path in (tmp_path / "c").iterdir()} == dict.fromkeys(SHAPES, 2)
     write_coloured_shapes(tmp_path / "s", "segmentation", 5, 32)
     labels = json.loads((tmp_path / "s/labels.json").read_text(encoding="utf-8"))
-    assert labels == {"background": 0, **{name: i for i, name in enumerate(SHAPES, 1)}}
+    assert labels == {"background": 0, **{name: i for i, name in enumerate(TEXTURES, 1)}}
     names = sorted(path.name for path in (tmp_path / "s/images").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "s/masks").iterdir())
     assert all(Image.open(tmp_path / "s/masks" / name).size == (32, 32) for name in names)

@@ -1,8 +1,8 @@
 """Natural images in small: coloured shapes with textures, as trees of classes or as images with masks.
 
 Real photographs cannot be shipped. These have what the pretext tasks need: edges that all three colours share with
-contrasts of their own, textures, and backgrounds that vary. The class of a shape is its outline; colour, texture, size,
-place and angle are drawn at random, so none of them gives the class away.
+contrasts of their own, textures, and backgrounds that vary. The class of an image is the outline of its shape, a mask
+tells textures apart; everything else is drawn at random, so neither colour nor size, place or angle gives them away.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ SHAPES: dict[str, Outline] = {
 """Name of a shape to the inside of its outline, in coordinates in which it fills the circle of radius 1."""
 
 
+TEXTURES = ("plain", "striped", "chequered", "dotted")
+"""What shapes are filled with: one colour, or two."""
+
+
 def coloured_shapes(
     rng: np.random.Generator, names: list[str], size: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -64,7 +68,7 @@ def coloured_shapes(
         size: Edge of the image in pixels.
 
     Returns:
-        The image (size, size, 3), and its mask (size, size): 0 is background, i the i-th of `SHAPES` from 1.
+        The image (size, size, 3), and its mask (size, size): 0 is background, i the i-th of `TEXTURES` from 1.
     """
     y, x = np.mgrid[0:size, 0:size] / (size - 1)
     clouds = gaussian_filter(rng.standard_normal((size, size, 3)), (size / 8, size / 8, 0))
@@ -76,9 +80,9 @@ def coloured_shapes(
         centre, angle = rng.uniform(radius, 1 - radius, 2), rng.uniform(0, 2 * np.pi)
         dy, dx = (y - centre[0]) / radius, (x - centre[1]) / radius
         turned = dy * np.cos(angle) - dx * np.sin(angle), dy * np.sin(angle) + dx * np.cos(angle)
-        inside = SHAPES[name](*turned)
-        image[inside] = _texture(rng, y, x)[inside]
-        mask[inside] = list(SHAPES).index(name) + 1
+        inside, texture = SHAPES[name](*turned), int(rng.integers(len(TEXTURES)))
+        image[inside] = _textured(rng, texture, y, x)[inside]
+        mask[inside] = texture + 1
     image += rng.normal(0, _NOISE, image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask
 
@@ -87,13 +91,13 @@ def _colour(rng: np.random.Generator) -> Plane:
     return rng.uniform(40, 215, 3)
 
 
-def _texture(rng: np.random.Generator, y: Plane, x: Plane) -> Plane:
-    """Returns a picture (size, size, 3) of two colours: plain, striped, chequered or dotted."""
+def _textured(rng: np.random.Generator, texture: int, y: Plane, x: Plane) -> Plane:
+    """Returns a picture (size, size, 3) with one of TEXTURES."""
     first, second = _colour(rng), _colour(rng)
     angle, waves = rng.uniform(0, np.pi), rng.uniform(8, 20)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     a, b = np.sin(2 * np.pi * waves * u), np.sin(2 * np.pi * waves * v)
-    pattern = (np.zeros_like(u, bool), a > 0, (a > 0) ^ (b > 0), a + b > 0.7)[rng.integers(4)]
+    pattern = (np.zeros_like(u, bool), a > 0, (a > 0) ^ (b > 0), a + b > 0.7)[texture]
     return np.where(pattern[..., None], second, first)
 
 
@@ -103,8 +107,8 @@ def write_coloured_shapes(
     """Writes a small set of labelled images, in a layout that `convert_2d` knows.
 
     Args:
-        folder: Where to: one folder per class with one shape per image, or `images`, `masks` and `labels.json` with
-            two to four shapes per image.
+        folder: Where to: one folder per shape with one of them per image, or `images`, `masks` (of textures) and
+            `labels.json`, with two to four shapes per image.
         task: Which of the two.
         count: Number of images; classes take turns.
         size: Edge of the images in pixels.
@@ -124,7 +128,7 @@ def write_coloured_shapes(
         _write(folder / "images" / f"shapes_{number:05d}.png", image)
         _write(folder / "masks" / f"shapes_{number:05d}.png", mask)
     if task == "segmentation":
-        labels = {"background": 0, **{kind: i for i, kind in enumerate(kinds, 1)}}
+        labels = {"background": 0, **{texture: i for i, texture in enumerate(TEXTURES, 1)}}
         (folder / "labels.json").write_text(json.dumps(labels, indent=2), encoding="utf-8")
 
 
