@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
@@ -52,6 +54,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML (or JSON) file.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The file is not YAML.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nnunet_pretrain.conversion.source import Source
+from nnunet_pretrain.files import read_yaml
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.validation import validated
 
@@ -22,13 +21,7 @@ def load_source(path: Path) -> Source:
         FileNotFoundError: The file is missing.
         ValueError: The file is not YAML or does not describe a source.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"source file {path} not found")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
-    return validated(Source, content, str(path))
+    return validated(Source, read_yaml(path), str(path))
 
 
 @cache

@@ -8,9 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nnunet_pretrain.files import read_yaml
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.validation import validated
 
@@ -161,13 +161,7 @@ def load_layout(path: Path) -> Layout:
         FileNotFoundError: The file is missing.
         ValueError: It is not YAML or describes no layout.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"layout file {path} not found")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
-    return validated(Layout, content, str(path))
+    return validated(Layout, read_yaml(path), str(path))
 
 
 @cache
