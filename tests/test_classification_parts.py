@@ -211,10 +211,11 @@ def test_whole_images_are_resampled_linearly():
 MEDICALNET = ("nnunet_pretrain.networks.medicalnet.MedicalNet", {"depth": 10, "shortcut": "B", "features": 4}, [])
 
 
-def classifier(network, classes=3):
+def classifier(network, classes=3, normalised=False):
     path, arguments, imported = NETWORKS.get(network, MEDICALNET)
     names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-    architecture = classifier_architecture(dict(zip(names, (path, arguments, imported), strict=True)), classes)
+    inner = dict(zip(names, (path, arguments, imported), strict=True))
+    architecture = classifier_architecture(inner, classes, normalised)
     return architecture, get_network_from_plans(*architecture.values(), 1, 2, deep_supervision=False)
 
 
@@ -247,6 +248,23 @@ def test_a_classifier_is_the_encoder_with_pooling_and_a_linear_layer(network):
     assert plain["nnunet_pretrain"] == {"preset": "default"}
     assert classifier_architecture(architecture, 3) == architecture
     assert without_classifier(without_classifier(content)) == without_classifier(content)
+
+
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_a_normalised_readout_sees_what_tells_images_apart_and_not_what_they_share(network):
+    _, made = classifier(network, normalised=True)
+    _, plain = classifier(network)
+    images = torch.rand(8, 1, 16, 32, 32)
+    pooled = made.encoder(images)[-1].mean((2, 3, 4))
+    scores = (pooled - pooled.mean(0)) / (pooled.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(made.train()(images), made.head[1](scores), rtol=1e-3, atol=1e-4)
+    assert parts_of(made)["head.0.running_mean"] == "heads"
+    encoder = {name for name in made.state_dict() if name.startswith("encoder.")}
+    assert encoder == {name for name in plain.state_dict() if name.startswith("encoder.")}
+    for _ in range(100):
+        made.head[0](pooled)
+    running = (pooled - pooled.mean(0)) / (pooled.var(0) + 1e-5).sqrt()
+    torch.testing.assert_close(made.eval()(images), made.head[1](running), rtol=1e-2, atol=1e-2)
 
 
 def test_networks_without_an_encoder_are_refused():
