@@ -7,7 +7,8 @@ labelled cases. The pre-trainings of the shapes have two controls: `grey` repeat
 `nnunet_pretrain study` trains the target from each of them and from scratch; all arms share plans, steps, schedule,
 subsets and seeds, which is checked.
 
-`--study speed` times training steps of real trainers on equal made-up batches in alternating pairs (`vdt_steps.py`).
+`--study speed` times training steps of real trainers on equal made-up batches in alternating pairs (`vdt_steps.py`);
+`--study readout` compares two readouts of the classifier (`vdt_readout.py`).
 How fast images are read is measured by `natural_images.py`.
 What is done stays in the work folder and is not repeated.
 Run `python benchmarks/vdt.py /tmp/vdt --study transfer --jobs 2`.
@@ -25,8 +26,10 @@ from typing import Any
 
 import torch
 from joined_studies import check_equal, epochs_table, gain_table, join
+from vdt_readout import readout
+from vdt_scales import SCALES, Scale
 from vdt_steps import speed
-from workspace import claim, command, epochs_of, session, set_environment
+from workspace import claim, command, session, set_environment
 
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import leaf
@@ -80,104 +83,6 @@ PRETEXTS = {
     "masks": Pretext((941, "Textures"), "segmentation", tuple(VARIANTS)),
     "classes": Pretext((942, "Shapes"), "classification", tuple(VARIANTS)),
     "digits": Pretext((943, "Digits"), "classification", ("",)),
-}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of the benchmark.
-
-    Attributes:
-        spacing_mm: Voxel size of the target, and tolerance of the surface Dice.
-        target_cases: Its labelled cases.
-        test_cases: Its unseen cases.
-        images: Coloured shapes per pretext.
-        image_size: Their edge in pixels.
-        fractions: Shares of the labelled cases.
-        seeds: Repetitions.
-        network: Entries of the preset's `network` that differ from preset `tiny`.
-        patch_size: Height and width of patches of natural images.
-        batch_sizes: Task to such patches per step.
-        pretraining: Entries of its `training` that differ.
-        transfer: Entries of its `transfer` that differ.
-        timed: Patch of the target, patch of the natural images with as many voxels, and features per stage of the
-            networks that are timed.
-        pairs: Pairs of steps that are timed.
-    """
-
-    spacing_mm: float
-    target_cases: int
-    test_cases: int
-    images: int
-    image_size: int
-    fractions: tuple[float, ...]
-    seeds: int
-    network: dict[str, Any]
-    patch_size: tuple[int, int]
-    batch_sizes: dict[str, int]
-    pretraining: dict[str, Any]
-    transfer: dict[str, Any]
-    timed: tuple[tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, ...]], ...]
-    pairs: int
-
-
-SCALES = {
-    "test": Scale(
-        spacing_mm=12,
-        target_cases=2,
-        test_cases=1,
-        images=24,
-        image_size=32,
-        fractions=(1,),
-        seeds=1,
-        network={"patch_size": [16, 16, 16], "base_features": 4},
-        patch_size=(16, 16),
-        batch_sizes={"segmentation": 2, "classification": 2},
-        pretraining={**epochs_of(1, 3, 3, 1), "warmup_epochs": 0},
-        transfer={**epochs_of(2, 2, 1, 1), "warmup_epochs": 1},
-        timed=(((12, 16, 16), (3, 32, 32), (4, 8, 8)),),
-        pairs=2,
-    ),
-    "small": Scale(
-        spacing_mm=9,
-        target_cases=20,
-        test_cases=8,
-        images=2000,
-        image_size=64,
-        fractions=(0.2, 0.4, 0.6, 0.8, 1),
-        seeds=3,
-        network={"patch_size": [24, 32, 32], "base_features": 8},
-        patch_size=(48, 48),
-        batch_sizes={"segmentation": 8, "classification": 32},
-        pretraining={
-            **epochs_of(12, 75, 8, 6),
-            "val_share": 0.1,
-            "mirror_axes": [2],
-            "oversample_foreground_percent": 0.5,
-        },
-        transfer={**epochs_of(20, 15, 2, 20), "warmup_epochs": 2},
-        timed=(((24, 32, 32), (3, 64, 128), (16, 32, 64)), ((48, 64, 64), (3, 256, 256), (16, 32, 64, 128))),
-        pairs=21,
-    ),
-    "large": Scale(
-        spacing_mm=3,
-        target_cases=40,
-        test_cases=20,
-        images=60_000,
-        image_size=160,
-        fractions=(0.2, 0.4, 0.6, 0.8, 1),
-        seeds=3,
-        network={"patch_size": [64, 64, 64], "base_features": 32, "max_features": 256},
-        patch_size=(128, 128),
-        batch_sizes={"segmentation": 16, "classification": 64},
-        pretraining={**epochs_of(100, 250, 24, 10), "val_share": 0.1, "mirror_axes": [2], "initial_lr": 1e-3},
-        transfer={**epochs_of(100, 50, 10, 20), "warmup_epochs": 5, "initial_lr": 1e-3},
-        timed=(
-            ((48, 64, 64), (3, 256, 256), (32, 64, 128, 256, 320)),
-            ((96, 128, 128), (3, 512, 1024), (32, 64, 128, 256, 320, 320)),
-        ),
-        pairs=51,
-    ),
 }
 
 
@@ -322,7 +227,7 @@ def main() -> None:
     """Prepares what is missing and runs a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--study", choices=("prepare", "transfer", "speed"), default="transfer")
+    parser.add_argument("--study", choices=("prepare", "transfer", "speed", "readout"), default="transfer")
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     parser.add_argument("--pretexts", nargs="+", choices=list(PRETEXTS), default=list(PRETEXTS))
     parser.add_argument("--seeds", type=int, help="instead of the scale's")
@@ -334,10 +239,13 @@ def main() -> None:
     set_environment(work, arguments.device)
     pretexts = {name: asdict(pretext) for name, pretext in PRETEXTS.items()}
     claim(work, {"scale": asdict(scale), "pretexts": pretexts, "labels": LABELS})
-    if arguments.study == "speed":
+    if arguments.study in ("speed", "readout"):
         torch.set_num_threads(arguments.threads)
         print(f"{session(arguments.device)}\n")
-        speed(work, scale.timed, scale.pairs, arguments.device)
+        if arguments.study == "speed":
+            speed(work, scale.timed, scale.pairs, arguments.device)
+        else:
+            readout(arguments.seeds or scale.seeds, scale.readout_steps, arguments.device)
         return
     write_presets(work, scale)
     target_plans = prepare_target(work, scale)
