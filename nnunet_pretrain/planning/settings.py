@@ -29,9 +29,9 @@ class TrainingSettings(BaseModel):
 
     Attributes:
         optimizer: SGD or AdamW.
+        initial_lr: Learning rate after warm-up.
         momentum: Momentum of SGD.
         nesterov: Whether that is Nesterov's.
-        initial_lr: Learning rate after warm-up.
         weight_decay: Weight decay of the optimiser.
         schedule: Decay after the warm-up: nnU-Net's polynomial, or a half cosine to 0.
         warmup_epochs: Epochs of linear warm-up before the decay.
@@ -61,9 +61,9 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["SGD", "AdamW"] = "SGD"
+    initial_lr: float = Field(default=1e-2, gt=0)
     momentum: float = Field(default=0.99, ge=0, lt=1)
     nesterov: bool = True
-    initial_lr: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)
     schedule: Literal["poly", "cosine"] = "poly"
     warmup_epochs: int = Field(default=0, ge=0)
