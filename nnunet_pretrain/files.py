@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: The file is missing.
         ValueError: The file is not JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from None
+    return _parsed(path, json.loads, "JSON")
 
 
 def read_yaml(path: Path) -> Any:
@@ -63,12 +58,16 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: The file is missing.
         ValueError: The file is not YAML.
     """
+    return _parsed(path, yaml.safe_load, "YAML")
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not readable as {form}: {' '.join(str(error).split())}") from None
 
 
 def sha256_of(path: Path) -> str:
