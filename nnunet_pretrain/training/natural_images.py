@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_pretrain.conversion.natural_images.index import ImageIndex
 from nnunet_pretrain.planning.settings import NaturalImageSettings, PretrainSettings
@@ -23,6 +22,7 @@ from nnunet_pretrain.training.natural_image_cases import CentredCases, FirstFail
 from nnunet_pretrain.training.natural_image_splits import hold_out_fold, hold_out_share
 from nnunet_pretrain.training.original_images import OriginalImages, index_of
 from nnunet_pretrain.training.preflight import check_natural_images, check_preprocessed
+from nnunet_pretrain.training.waiting import WaitingTime
 
 TRAINERS = {
     "classification": "nnUNetTrainerVDTClassification",
@@ -33,7 +33,7 @@ TRAINERS = {
 Held = npt.NDArray[np.bool_]
 
 
-class NaturalImageTraining(nnUNetTrainer):
+class NaturalImageTraining(WaitingTime):
     """Learns from 3 x Y x X patches of photographs, as preprocessed volumes or read where they lie.
 
     Attributes:
@@ -45,8 +45,6 @@ class NaturalImageTraining(nnUNetTrainer):
     dataset_class: Any
     preprocessed_dataset_folder: str
     num_iterations_per_epoch: int
-    _waited: float = 0.0
-    _step_ended: float | None = None
     _steps: int = 0
 
     @cached_property
@@ -203,15 +201,12 @@ class NaturalImageTraining(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; also starts the epoch's clock."""
         super().on_train_epoch_start()
-        self._waited, self._steps, self._step_ended = 0.0, 0, perf_counter()
-        self._epoch_started = self._step_ended
+        self._steps, self._epoch_started = 0, perf_counter()
 
     def train_step(self, batch: dict) -> dict:
-        """As nnU-Net; also adds up the time between two steps, in which the device had nothing to do."""
-        if self._step_ended is not None:
-            self._waited += perf_counter() - self._step_ended
+        """As nnU-Net; also counts the steps."""
         result = super().train_step(batch)
-        self._steps, self._step_ended = self._steps + 1, perf_counter()
+        self._steps += 1
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -222,7 +217,7 @@ class NaturalImageTraining(nnUNetTrainer):
         seen = (self.current_epoch + 1) * self.num_iterations_per_epoch * batch
         self.print_to_log_file(
             f"{seen:,} images seen so far, {self._steps * batch / seconds:.1f} images/s; "
-            f"waiting for data: {self._waited / seconds:.1%} of the training steps"
+            f"waiting for data: {self.waiting_seconds / seconds:.1%} of the training steps"
         )
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

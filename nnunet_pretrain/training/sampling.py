@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_pretrain.labels import LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
+from nnunet_pretrain.training.waiting import WaitingTime
 
 MAX_LIST = 200_000
 REPEATS = 20
@@ -96,7 +95,7 @@ class BalancedCases:
         return data, seg, seg_previous, properties
 
 
-class BalancedSampling(nnUNetTrainer):
+class BalancedSampling(WaitingTime):
     """Draws cases and structures as the settings say, and counts what was drawn."""
 
     settings: PretrainSettings
@@ -105,8 +104,6 @@ class BalancedSampling(nnUNetTrainer):
 
     drawn: Counter[str]
     drawn_in_epoch: Counter[str]
-    waiting_seconds: float
-    _step_ended: float | None
 
     def get_tr_and_val_datasets(self) -> tuple[BalancedCases, BalancedCases]:
         """As nnU-Net; validation batches come from all sources alike, so that each has a pseudo-Dice."""
@@ -126,13 +123,9 @@ class BalancedSampling(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """As nnU-Net; also starts the epoch's counters."""
         super().on_train_epoch_start()
-        self.drawn_in_epoch, self.waiting_seconds, self._step_ended = Counter(), 0.0, perf_counter()
+        self.drawn_in_epoch = Counter()
 
     def train_step(self, batch: dict) -> dict:
-        """As nnU-Net; also counts cases, and the time between two steps in which the device had no batch."""
-        if self._step_ended is not None:
-            self.waiting_seconds += perf_counter() - self._step_ended
+        """As nnU-Net; also counts cases."""
         self.drawn_in_epoch.update(str(case) for case in batch["keys"])
-        result = super().train_step(batch)
-        self._step_ended = perf_counter()
-        return result
+        return super().train_step(batch)
