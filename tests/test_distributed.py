@@ -172,7 +172,7 @@ def test_of_all_processes_one_says_what_the_user_must_change(workspace):
     assert "error: 2 processes share one batch" in told[0]
     assert "start at most 1 processes, or raise batch_size" in told[0]
     assert done.stderr.count("Traceback (most recent call last)") == 1  # torchrun's own
-    assert done.stderr.count("exitcode  : 2") == 2
+    assert "exitcode  : 2" in done.stderr  # of the first; torchrun may stop the other before it ends by itself
 
 
 WRONG = {
