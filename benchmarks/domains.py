@@ -23,12 +23,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from domain_scales import SCALES, Scale
 from domain_steps import speed
 from joined_studies import check_equal, epochs_table, gain_table, join
-from workspace import claim, command, epochs_of, session, set_environment
+from workspace import claim, command, parser_of_studies, session, set_environment
 
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import leaf
@@ -98,85 +98,6 @@ STARTS = (*MEMBERS, BRANCH)
 
 TRAINER = "nnUNetTrainerDomains"
 FIRST_SEED = {"domains": 40_000, "target": 70_000, "test": 71_000}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of the benchmark.
-
-    Attributes:
-        spacing_mm: Unit of the domains' spacings, and tolerance of the surface Dice.
-        cases: Phantoms per domain.
-        target_cases: Labelled cases of the target.
-        test_cases: Unseen cases of the target.
-        fractions: Shares of the labelled cases.
-        seeds: Repetitions.
-        starts: What the target is trained from, beside the control.
-        network: Entries of the preset's `network` that differ from preset `tiny`.
-        pretraining: Entries of its `training` that differ.
-        transfer: Entries of its `transfer` that differ.
-        timed: Patches and features per stage of the networks that are timed.
-        pairs: Pairs of steps that are timed.
-    """
-
-    spacing_mm: float
-    cases: int
-    target_cases: int
-    test_cases: int
-    fractions: tuple[float, ...]
-    seeds: int
-    starts: tuple[str, ...]
-    network: dict[str, Any]
-    pretraining: dict[str, Any]
-    transfer: dict[str, Any]
-    timed: tuple[tuple[tuple[int, int, int], tuple[int, ...]], ...]
-    pairs: int
-
-
-SCALES = {
-    "test": Scale(
-        spacing_mm=12,
-        cases=2,
-        target_cases=2,
-        test_cases=1,
-        fractions=(1,),
-        seeds=1,
-        starts=("all", "ct-alone"),
-        network={"patch_size": [16, 16, 16], "base_features": 4},
-        pretraining={**epochs_of(1, 3, 3, 1), "warmup_epochs": 0},
-        transfer={**epochs_of(2, 2, 1, 1), "warmup_epochs": 1},
-        timed=(((16, 16, 16), (4, 8, 8)),),
-        pairs=2,
-    ),
-    "small": Scale(
-        spacing_mm=9,
-        cases=12,
-        target_cases=20,
-        test_cases=8,
-        fractions=(0.1, 0.3, 1),
-        seeds=3,
-        starts=tuple(MEMBERS),
-        network={"patch_size": [24, 32, 32], "base_features": 8},
-        pretraining={**epochs_of(12, 75, 6, 6), "oversample_foreground_percent": 0.5},
-        transfer={**epochs_of(20, 15, 2, 20), "warmup_epochs": 2},
-        timed=(((24, 32, 32), (16, 32, 64)), ((48, 64, 64), (16, 32, 64, 128))),
-        pairs=21,
-    ),
-    "large": Scale(
-        spacing_mm=3,
-        cases=40,
-        target_cases=40,
-        test_cases=20,
-        fractions=(0.05, 0.1, 0.2, 0.4, 1),
-        seeds=3,
-        starts=STARTS,
-        network={"patch_size": [64, 64, 64], "base_features": 32, "max_features": 256},
-        pretraining={**epochs_of(60, 250, 24, 10), "oversample_foreground_percent": 0.5, "initial_lr": 1e-3},
-        transfer={**epochs_of(100, 50, 10, 20), "warmup_epochs": 5, "initial_lr": 1e-3},
-        timed=(((64, 64, 64), (32, 64, 128, 256, 320)), ((128, 128, 128), (32, 64, 128, 256, 320, 320))),
-        pairs=51,
-    ),
-}
 
 
 def preset_file(work: Path) -> Path:
@@ -299,15 +220,9 @@ def evidence(work: Path, folders: Mapping[str, Path], pool: int, nsd_mm: float) 
 
 def main() -> None:
     """Prepares what is missing and runs a study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--study", choices=("prepare", "transfer", "speed"), default="transfer")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = parser_of_studies(__doc__, ("transfer", "prepare", "speed"), SCALES)
     parser.add_argument("--starts", nargs="+", choices=STARTS, help="instead of the scale's")
-    parser.add_argument("--seeds", type=int, help="instead of the scale's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of timed steps on the CPU")
-    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     work, scale = arguments.work.absolute(), SCALES[arguments.scale]
     set_environment(work, arguments.device)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workspace import claim, command, epochs_of, set_environment
+from workspace import claim, command, epochs_of, parser_of_studies, set_environment
 
 from nnunet_pretrain.conversion import find_source, merge
 from nnunet_pretrain.conversion.merge import MergeOptions
@@ -232,14 +232,8 @@ def study(work: Path, scale: Scale, arguments: argparse.Namespace) -> Path:
 
 def main() -> None:
     """Prepares what is missing and runs a study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--study", choices=("prepare", "fractions", "ablation", "long"), default="fractions")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = parser_of_studies(__doc__, ("fractions", "prepare", "ablation", "long"), SCALES)
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="instead of the study's")
-    parser.add_argument("--seeds", type=int, help="instead of the scale's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     work, scale = arguments.work.absolute(), SCALES[arguments.scale]
     set_environment(work, arguments.device)

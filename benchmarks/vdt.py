@@ -29,7 +29,7 @@ from joined_studies import check_equal, epochs_table, gain_table, join
 from vdt_readout import readout
 from vdt_scales import SCALES, Scale
 from vdt_steps import speed
-from workspace import claim, command, session, set_environment
+from workspace import claim, command, parser_of_studies, session, set_environment
 
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.folders import leaf
@@ -225,15 +225,9 @@ def study(work: Path, scale: Scale, names: Sequence[str], arguments: argparse.Na
 
 def main() -> None:
     """Prepares what is missing and runs a study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--study", choices=("prepare", "transfer", "speed", "readout"), default="transfer")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = parser_of_studies(__doc__, ("transfer", "prepare", "speed", "readout"), SCALES)
     parser.add_argument("--pretexts", nargs="+", choices=list(PRETEXTS), default=list(PRETEXTS))
-    parser.add_argument("--seeds", type=int, help="instead of the scale's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of timed steps on the CPU")
-    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     work, scale = arguments.work.absolute(), SCALES[arguments.scale]
     set_environment(work, arguments.device)

@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,24 @@ def claim(work: Path, settings: dict[str, Any]) -> None:
     for folder in NNUNET_VARIABLES:
         (work / folder).mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+
+
+def parser_of_studies(description: str | None, studies: Sequence[str], scales: Iterable[str]) -> ArgumentParser:
+    """Returns a command line with what all benchmarks have that train in a work folder.
+
+    Args:
+        description: What `--help` says.
+        studies: Names of the parts; the first is the default.
+        scales: Names of the sizes, "small" among them.
+    """
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--study", choices=studies, default=studies[0])
+    parser.add_argument("--scale", choices=sorted(scales), default="small")
+    parser.add_argument("--seeds", type=int, help="instead of the scale's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("-device", choices=("cpu", "cuda"), default="cpu")
+    return parser
 
 
 def command(words: list[Any], **variables: str) -> None:

@@ -2,25 +2,27 @@
 
 import signal
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import small_machine  # noqa: F401 - before whatever imports torch
+import torch
 from nnunet_runs import (
     DOMAINS,
     SMALL,
     SOURCES,
     SPAWNED_TRAINING,
     TARGET_LABELS,
+    nnunet_folders,
     run,
     script,
     shorten,
+    variables_set,
 )
 
 from nnunet_pretrain.conversion import find_source, merge
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
+from nnunet_pretrain.folders import TRAINER_VARIABLE, leaf
 from nnunet_pretrain.phantom.datasets import write_phantom_source, write_phantom_target
 from nnunet_pretrain.phantom.domains import write_phantom_domain
 
@@ -31,11 +33,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's ba
 @pytest.fixture
 def nnunet(tmp_path, monkeypatch):
     """Empty nnU-Net folders; the environment points to them."""
-    for variable in NNUNET_VARIABLES:
-        (tmp_path / variable).mkdir()
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    for variable, value in nnunet_folders(tmp_path).items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.delenv(TRAINER_VARIABLE, raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small networks and images: threads would wait for each other, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +64,8 @@ def sources(tmp_path_factory):
 def pretrained(tmp_path_factory, sources):
     """A real, very short pre-training under start method spawn, and a planned and preprocessed target."""
     root = tmp_path_factory.mktemp("pretrained")
-    folders = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
-    environment = {**folders, TRAINER_VARIABLE: str(leaf("trainers"))}
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in environment.items():
-            patch.setenv(variable, value)
-        for folder in folders.values():
-            Path(folder).mkdir()
+    environment = nnunet_folders(root)
+    with variables_set(environment):
         merge(900, "Merged", [(name, sources / name) for name in SOURCES])
         write_phantom_target(root / "nnUNet_raw/Dataset901_Target", TARGET_LABELS, [80], [81], [82], **SMALL)
     logs = {
@@ -91,10 +96,7 @@ def domains(tmp_path_factory):
     All is done with a user's commands, nnU-Net's under start method spawn.
     """
     root = tmp_path_factory.mktemp("domains")
-    folders = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
-    environment = {**folders, TRAINER_VARIABLE: str(leaf("trainers"))}
-    for folder in folders.values():
-        Path(folder).mkdir()
+    environment = nnunet_folders(root)
     for position, (name, (contrast, labels, spacing)) in enumerate(DOMAINS.items()):
         seeds = range(10 * position, 10 * position + 3)
         write_phantom_domain(root / "nnUNet_raw" / name, contrast, labels, seeds, spacing_mm=spacing)

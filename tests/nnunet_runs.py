@@ -5,10 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+
+from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 
 SMALL = {"spacing_mm": (9.0, 9.0, 9.0)}
 SOURCES = ("BTCV", "KiTS23", "AbdomenAtlas1.1")
@@ -18,6 +22,23 @@ DOMAINS = {
     "Dataset007_MR": ("t1", {"kidneys": ("kidney_left", "kidney_right"), "liver": ("liver",)}, (9.0, 9.0, 14.0)),
     "Dataset009_Inverted": ("inverted", {"liver": ("liver",)}, (8.0, 8.0, 8.0)),
 }
+
+
+def nnunet_folders(root, trainers=None, **variables):
+    """Makes nnU-Net's folders below a root; returns the variables of commands that work there."""
+    environment = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
+    for folder in environment.values():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    return {**environment, TRAINER_VARIABLE: str(trainers or leaf("trainers")), **variables}
+
+
+@contextmanager
+def variables_set(environment):
+    """Sets variables of this process for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
+        yield patch
 
 
 def run(command, environment):

@@ -13,12 +13,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nnunet_runs import nnunet_folders, variables_set
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
 from nnunet_pretrain.cli import main
 from nnunet_pretrain.conversion import MergeOptions, merge
 from nnunet_pretrain.files import read_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES
 from nnunet_pretrain.labels import DEFAULT_SPACE
 
 SHAPE = (12, 11, 10)
@@ -336,10 +336,7 @@ def expected_labels(folder, mutant):
 def merged(tmp_path_factory):
     """A merge of all mutants and some healthy cases, and one of the healthy cases alone."""
     root, mutants = tmp_path_factory.mktemp("mutants"), all_mutants()
-    with pytest.MonkeyPatch.context() as patch, in_time():
-        for variable in NNUNET_VARIABLES:
-            (root / variable).mkdir()
-            patch.setenv(variable, str(root / variable))
+    with variables_set(nnunet_folders(root)), in_time():
         pairs = write_sources(root / "sources", mutants)
         folder = merge(900, "Mutants", pairs, MergeOptions(num_processes=1))
         healthy = merge(901, "Healthy", write_sources(root / "healthy", []), MergeOptions(num_processes=1))

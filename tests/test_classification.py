@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from classification_targets import CLASSES, write_csv, write_pretrained, write_target
-from nnunet_runs import stop_at
+from nnunet_runs import nnunet_folders, stop_at, variables_set
 
 from nnunet_pretrain.checkpoints.branches import ordinary
 from nnunet_pretrain.checkpoints.inspection import describe, read_card
@@ -20,7 +20,6 @@ from nnunet_pretrain.classification.metrics import all_metrics
 from nnunet_pretrain.classification.plan_classification import TRAINER, plan_classification
 from nnunet_pretrain.cli import main
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.preprocessing.preprocess import preprocess
 from nnunet_pretrain.study import StudyOptions, run_study
 from nnunet_pretrain.transfer.export import export
@@ -35,12 +34,7 @@ TRAINING = {"num_epochs": EPOCHS, "num_iterations_per_epoch": 12, "optimizer": "
 def target(tmp_path_factory):
     """A planned and preprocessed target with two kinds of lesions; the environment points to it."""
     root = tmp_path_factory.mktemp("classification")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in NNUNET_VARIABLES:
-            (root / variable).mkdir()
-            patch.setenv(variable, str(root / variable))
-        patch.setenv(TRAINER_VARIABLE, str(leaf("trainers")))
-        patch.setenv("nnUNet_n_proc_DA", "0")
+    with variables_set(nnunet_folders(root, nnUNet_n_proc_DA="0")) as patch:
         raw = root / "nnUNet_raw/Dataset011_Nodules"
         rows = write_target(raw, CASES)
         write_csv(raw / "classification.csv", rows)

@@ -22,15 +22,7 @@ from nnunet_pretrain.training.depth_slices import (
 
 PATCH = (3, 32, 48)
 SCALES = [[1, 1, 1], [1, 0.5, 0.5], [1, 0.25, 0.25]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks and images are small: threads would wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stock(scales=None, dummy=True, **more):

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import run
+from nnunet_runs import nnunet_folders, run
 from process_gradients import gradients, gradients_of_process
 from torch import distributed as dist
 from torch import multiprocessing
 
 from nnunet_pretrain import train
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
+from nnunet_pretrain.folders import TRAINER_VARIABLE, leaf
 from nnunet_pretrain.training.distributed import device_of_process
 
 
@@ -106,8 +106,7 @@ def workspace(pretrained, tmp_path):
     change(num_epochs=1, warmup_epochs=0, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1, seed=7)
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers/trainer_of_test.py").write_text(TRAINER, encoding="utf-8")
-    environment = {variable: str(tmp_path / variable) for variable in NNUNET_VARIABLES}
-    environment |= {TRAINER_VARIABLE: str(tmp_path / "trainers"), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    environment = nnunet_folders(tmp_path, tmp_path / "trainers", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
     model = tmp_path / "nnUNet_results/Dataset900_Merged/nnUNetTrainerOfTest__nnUNetManyPlans__3d_fullres"
     return SimpleNamespace(environment=environment, change=change, model=model, fold=model / "fold_all")
 

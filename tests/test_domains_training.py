@@ -10,11 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import DOMAINS, run, same, stop_at
+from nnunet_runs import DOMAINS, nnunet_folders, run, same, stop_at
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE
 
 pytestmark = pytest.mark.slow
 PLANS = "nnUNetDomainPlans"
@@ -185,8 +184,7 @@ def test_two_processes_meet_the_same_domain_in_each_step_and_stay_equal(domains,
     write_json(plans, content)
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers/trainer_of_test.py").write_text(TRAINER, encoding="utf-8")
-    environment = {variable: str(tmp_path / variable) for variable in NNUNET_VARIABLES}
-    environment |= {TRAINER_VARIABLE: str(tmp_path / "trainers"), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    environment = nnunet_folders(tmp_path, tmp_path / "trainers", nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1")
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nnunet_pretrain.train"]
     training = ["910", "3d_fullres", "all", "-device", "cpu", "-tr", "nnUNetTrainerOfTest", "-p", PLANS]
     run([sys.executable, *many, *training], environment)

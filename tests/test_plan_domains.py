@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import SOURCES
+from nnunet_runs import SOURCES, nnunet_folders, variables_set
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -18,7 +18,6 @@ from small_domains import CT, MEMBERS, MR, NAME, THICK, change_description, voxe
 
 from nnunet_pretrain.cli import main
 from nnunet_pretrain.conversion import merge
-from nnunet_pretrain.folders import NNUNET_VARIABLES
 from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning import PretrainSettings, load_preset
 from nnunet_pretrain.planning.domain_plans import domain_tables, plans_of_domain
@@ -45,10 +44,7 @@ def read(path):
 def planned(tmp_path_factory):
     """The members as domains, clipped, planned, and preprocessed by two spawned workers."""
     root = tmp_path_factory.mktemp("domains")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in NNUNET_VARIABLES:
-            (root / variable).mkdir()
-            patch.setenv(variable, str(root / variable))
+    with variables_set(nnunet_folders(root)):
         write_members(root / "nnUNet_raw")
         preset = preset_file(root, **CLIPPED)
         arguments = ["-d", "910", "-n", "Domains", "--members", "3", "7", "9", "--channel", "T1", "--preset", preset]

@@ -9,13 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import SOURCES, run, script, shorten
+from nnunet_runs import SOURCES, nnunet_folders, run, script, shorten, variables_set
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.conversion import merge
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.planning import PretrainSettings, load_preset, plan, preset_names
 
 WINDOW = {"mean": -175.0, "std": 425.0, "percentile_00_5": -175.0, "percentile_99_5": 250.0}
@@ -62,10 +61,7 @@ def written(folder, **content):
 def merged(tmp_path_factory, sources):
     """Folders with a merged dataset; tests that change it copy it."""
     root = tmp_path_factory.mktemp("merged")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in NNUNET_VARIABLES:
-            (root / variable).mkdir()
-            patch.setenv(variable, str(root / variable))
+    with variables_set(nnunet_folders(root)):
         merge(900, "Merged", [(name, sources / name) for name in SOURCES])
     return root
 
@@ -76,9 +72,7 @@ def planned(merged):
 
     @functools.cache
     def text_of(name):
-        with pytest.MonkeyPatch.context() as patch:
-            for variable in NNUNET_VARIABLES:
-                patch.setenv(variable, str(merged / variable))
+        with variables_set(nnunet_folders(merged)):
             return plan(900, name).read_text(encoding="utf-8")
 
     return lambda name: json.loads(text_of(name))
@@ -166,15 +160,14 @@ def test_nnunets_ct_normalisation_gives_exactly_the_window(planned, merged):
 
 
 @pytest.mark.parametrize(("name", "letter"), [("resenc_m", "M"), ("resenc_l", "L")])
-def test_residual_encoder_presets_plan_what_nnunet_plans(name, letter, planned, merged, monkeypatch):
+def test_residual_encoder_presets_plan_what_nnunet_plans(name, letter, planned, merged):
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     ours = planned(name)["configurations"]
-    for variable in NNUNET_VARIABLES:
-        monkeypatch.setenv(variable, str(merged / variable))
     planner = getattr(residual_encoder_unet_planners, f"nnUNetPlannerResEnc{letter}")
-    _, plans_name = plan_experiment_dataset(900, planner)
+    with variables_set(nnunet_folders(merged)):
+        _, plans_name = plan_experiment_dataset(900, planner)
     folder = merged / "nnUNet_preprocessed/Dataset900_Merged"
     theirs = json.loads((folder / f"{plans_name}.json").read_text(encoding="utf-8"))["configurations"]
     assert set(ours) == set(theirs)
@@ -273,8 +266,7 @@ def test_a_preset_for_3d_is_refused_for_single_slices_and_leaves_no_plans(datase
 @pytest.mark.parametrize("name", sorted(SMALL_MONAI))
 def test_monai_networks_are_trained_validated_and_predicted_by_stock_commands(name, dataset, nnunet):
     pytest.importorskip("monai")
-    environment = {variable: str(nnunet / variable) for variable in NNUNET_VARIABLES}
-    environment[TRAINER_VARIABLE] = str(leaf("trainers"))
+    environment = nnunet_folders(nnunet)
     settings = {"spacing_mm": [18, 18, 18], "window_hu": [-175, 250], "training": TRAINING, "transfer": TRAINING}
     plans_file = plan(900, written(nnunet, architecture=architecture(name), **settings))
     shorten(plans_file, num_epochs=1, num_iterations_per_epoch=2, num_val_iterations_per_epoch=1)

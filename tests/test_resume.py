@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from nnunet_runs import nnunet_folders
 
 from nnunet_pretrain.cli import main
 from nnunet_pretrain.conversion import MergeOptions, merge
 from nnunet_pretrain.files import read_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES
 
 KILLS = 20
 CASES = 3
@@ -71,10 +71,8 @@ def redone(before, after):
 def workload(tmp_path_factory):
     """A merge of a second or two on the command line, and what comes of it without interruption."""
     root = tmp_path_factory.mktemp("resume")
-    for variable in NNUNET_VARIABLES:
-        (root / variable).mkdir()
     pairs = write_sources(root / "sources", 12, (96, 96, 40))
-    environment = {**os.environ, **{variable: str(root / variable) for variable in NNUNET_VARIABLES}}
+    environment = {**os.environ, **nnunet_folders(root)}
     command = [sys.executable, "-m", "nnunet_pretrain", "merge", "-d", "900", "-n", "M", "-np", "2"]
     command += [f"--source={yaml}={folder}" for yaml, folder in pairs]
 

@@ -11,11 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nnunet_runs import SPAWNED_TRAINING, run, script, shorten
+from nnunet_runs import SPAWNED_TRAINING, nnunet_folders, run, script, shorten, variables_set
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.networks.parts import unaliased
 from nnunet_pretrain.phantom.coloured_shapes import write_coloured_shapes
 from nnunet_pretrain.phantom.domains import write_phantom_domain
@@ -32,14 +31,11 @@ LABELS = {"liver": ("liver", "liver_tumor", "hepatic_vessel"), "spleen": ("splee
 def shapes(tmp_path_factory):
     """A segmentation of shapes, pre-trained for a planned target, and the transfer of its network."""
     root = tmp_path_factory.mktemp("shapes")
-    environment = {variable: str(root / variable) for variable in NNUNET_VARIABLES}
-    environment[TRAINER_VARIABLE] = str(leaf("trainers"))
+    environment = nnunet_folders(root)
     ours = script("nnunet_pretrain")
     write_phantom_domain(root / "nnUNet_raw" / TARGET, "t1", LABELS, range(4), [4], [5], spacing_mm=(14.0, 9.0, 9.0))
     plans = root / "nnUNet_preprocessed" / TARGET / "nnUNetPlans.json"
-    with pytest.MonkeyPatch.context() as patch:
-        for variable, value in environment.items():
-            patch.setenv(variable, value)
+    with variables_set(environment):
         extract_fingerprint(TARGET, 1)
         write_json(plans, planned_by_preset(TARGET, load_preset("tiny"), "nnUNetPlans"))
     write_coloured_shapes(root / "images", "segmentation", 10, 48)

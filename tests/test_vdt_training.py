@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from natural_image_trees import save
-from nnunet_runs import same, stop_at
+from nnunet_runs import nnunet_folders, same, stop_at, variables_set
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ZScoreNormalization
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -32,33 +32,19 @@ from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.classification.resized_crops import ImageCrops
 from nnunet_pretrain.conversion.natural_images.index import ImageIndex, NaturalImage
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, leaf
 from nnunet_pretrain.training.natural_image_cases import CentredCases, FirstFailure
 from nnunet_pretrain.training.original_images import OriginalImages
 
 SHORT = {"num_epochs": 3, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 3}
 BRIEF = {"num_epochs": 1, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks and images are small: threads would wait for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Textures and shapes, each planned as originals and as volumes; the environment points to them."""
     root = tmp_path_factory.mktemp("vdt")
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in NNUNET_VARIABLES:
-            (root / variable).mkdir()
-            patch.setenv(variable, str(root / variable))
-        patch.setenv(TRAINER_VARIABLE, str(leaf("trainers")))
-        patch.setenv("nnUNet_n_proc_DA", "0")
+    with variables_set(nnunet_folders(root, nnUNet_n_proc_DA="0")):
         textures, shapes = write_textures(root / "textures", 96), write_shapes(root / "shapes", 30)
         plans = {
             "textures": planned(root, textures, 920, "classification", "originals", **SHORT),

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, SegOnlyTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -37,6 +35,7 @@ from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.depth_slices import DepthShuffle, GreySlices
 from nnunet_pretrain.training.distributed import is_distributed, rank, unwrapped
 from nnunet_pretrain.training.natural_images import NaturalImageTraining
+from nnunet_pretrain.training.workers import stop_workers
 
 Found = tuple[npt.NDArray[np.str_], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Case, class, place of the right class and loss of each image."""
@@ -135,8 +134,7 @@ class ImageClassSupervision(NaturalImageTraining):
         self.oversample_foreground_percent, self.probabilistic_oversampling = 0.0, False
         training, unused = super().get_dataloaders()
         assert self.held_out is not None
-        if isinstance(unused, (MultiThreadedAugmenter, NonDetMultiThreadedAugmenter)):
-            unused._finish()
+        stop_workers(unused)
         number = self.settings.training.num_val_iterations_per_epoch * self.configuration_manager.batch_size
         validation = self._in_order(evenly_spread(self.held_out.identifiers, number))
         self.num_val_iterations_per_epoch = len(validation)

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
@@ -32,6 +30,7 @@ from nnunet_pretrain.files import write_json
 from nnunet_pretrain.planning.settings import ClassificationSettings, PretrainSettings
 from nnunet_pretrain.training.distributed import unwrapped
 from nnunet_pretrain.training.sampling import case_weights, repeated
+from nnunet_pretrain.training.workers import stop_workers
 
 PROBABILITIES = "probabilities.csv"
 MAX_NAMED = 10
@@ -208,8 +207,7 @@ class ClassificationSupervision(nnUNetTrainer):
         """As nnU-Net for the training; the validation goes through the held-out examples in order."""
         self.oversample_foreground_percent, self.probabilistic_oversampling = 1.0, False  # the middle is foreground
         training, unused = super().get_dataloaders()
-        if isinstance(unused, (MultiThreadedAugmenter, NonDetMultiThreadedAugmenter)):
-            unused._finish()
+        stop_workers(unused)
         validation = InOrder(self.held_out, list(self.held_out.identifiers), self.batch_size)
         self.num_val_iterations_per_epoch = len(validation)
         return training, validation

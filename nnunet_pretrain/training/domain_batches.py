@@ -19,6 +19,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_pretrain.labels.branches import BranchTable
 from nnunet_pretrain.planning.settings import DomainSettings, PretrainSettings
+from nnunet_pretrain.training.workers import stop_workers
 
 SEED = 12345
 """nnU-Net's own seed for what must not change between runs; used when the settings name none."""
@@ -73,8 +74,7 @@ class DomainLoader:
     def finish(self) -> None:
         """Stops the loaders' processes."""
         for loader in self.loaders.values():
-            if hasattr(loader, "_finish"):
-                loader._finish()
+            stop_workers(loader)
 
 
 class DomainBatches(nnUNetTrainer):
