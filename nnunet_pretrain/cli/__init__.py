@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from nnunet_pretrain import __version__
 from nnunet_pretrain.cli import (
@@ -33,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         interruption.
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         return int(arguments.run(arguments) or 0)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: no permission, no space, a file where a folder should be
         print(f"nnunet_pretrain {arguments.verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -56,7 +56,7 @@ class Recipe:
     @property
     def hidden(self) -> Path:
         """The hidden folder beside the data folder."""
-        return self.folder.with_name(f".{self.folder.name}")
+        return _hidden_beside(self.folder)
 
     @property
     def digest(self) -> str:
@@ -85,6 +85,14 @@ class CaseInput:
     label: str
 
 
+def _hidden_beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}")
+
+
+def _labels_digest(labels: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
+
+
 def labels_of(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the entries of dataset.json that nnU-Net's preprocessing reads; a merged dataset's is large."""
     return {key: dataset_json[key] for key in _LABEL_KEYS if key in dataset_json}
@@ -101,9 +109,9 @@ def is_complete(recipe: Recipe, files: CaseInput, digest: str) -> bool:
     try:
         record = read_json(_record_path(recipe, files.case))
         expected = {"digest": digest, "inputs": _inputs(files), "outputs": _outputs(recipe, files.case)}
-    except (OSError, ValueError):
+        return {key: record.get(key) for key in expected} == expected
+    except (OSError, ValueError, AttributeError):
         return False
-    return bool(record == expected)
 
 
 def was_made(recipe: Recipe, case: str, digest: str) -> bool:
@@ -123,6 +131,26 @@ def was_made(recipe: Recipe, case: str, digest: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
     return bool(record.get("digest") == digest and recorded == sizes)
+
+
+def cases_of_other_labels(folder: Path, cases: Iterable[str], dataset_json: Mapping[str, Any]) -> list[str]:
+    """Returns the cases that were made when dataset.json had other labels, as far as they have a record.
+
+    Args:
+        folder: Data folder of a configuration.
+        cases: Names of cases.
+        dataset_json: What dataset.json says now.
+    """
+    hidden, now = _hidden_beside(folder), _labels_digest(labels_of(dataset_json))
+    found = []
+    for case in cases:
+        try:
+            labels = read_json(hidden / f"{case}.json").get("labels", now)
+        except (OSError, ValueError, AttributeError):
+            continue  # made by nnU-Net, or copied without its record
+        if labels != now:
+            found.append(case)
+    return found
 
 
 def remove_case(recipe: Recipe, case: str) -> None:
@@ -175,7 +203,8 @@ def make_case(recipe: Recipe, files: CaseInput) -> str | None:
     except Exception as error:  # one damaged file among thousands must not end the run
         remove_case(recipe, files.case)
         return f"case {files.case}: {_reason(recipe, files, error)}"
-    write_json(_record_path(recipe, files.case), {"digest": recipe.digest, "inputs": inputs, "outputs": outputs})
+    record = {"digest": recipe.digest, "labels": _labels_digest(recipe.labels), "inputs": inputs, "outputs": outputs}
+    write_json(_record_path(recipe, files.case), record)
     return None
 
 

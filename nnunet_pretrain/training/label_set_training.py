@@ -24,7 +24,7 @@ from nnunet_pretrain.training.label_set_loss import LabelSetLoss
 from nnunet_pretrain.training.label_set_metrics import COUNTS, evaluate_folder, hard_counts_by_sample
 from nnunet_pretrain.training.label_sets import LabelSets
 from nnunet_pretrain.training.mirroring import MirrorLeftRight
-from nnunet_pretrain.training.preflight import check_dataset, check_preprocessed, check_stored_ids
+from nnunet_pretrain.training.preflight import check_dataset, check_labels, check_preprocessed, check_stored_ids
 
 MAX_SCHEMES_IN_LOG = 20
 
@@ -152,6 +152,7 @@ class LabelSetSupervision(nnUNetTrainer):
         dataset_class = self.dataset_class or infer_dataset_class(str(folder))
         found, expected = dataset_class.get_identifiers(str(folder)), sorted(self.dataset_json["dataset"])
         check_preprocessed(folder, found, expected, plans_name)
+        check_labels(folder, expected, self.dataset_json, plans_name)
         check_stored_ids(
             dataset_class(str(folder), expected), expected, self.label_sets, base / f"{folder.name}_checked.json"
         )

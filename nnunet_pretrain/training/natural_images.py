@@ -21,7 +21,7 @@ from nnunet_pretrain.training.depth_slices import GreySlices, for_slices
 from nnunet_pretrain.training.natural_image_cases import CentredCases, FirstFailure, GreyCases
 from nnunet_pretrain.training.natural_image_splits import hold_out_fold, hold_out_share
 from nnunet_pretrain.training.original_images import OriginalImages, index_of
-from nnunet_pretrain.training.preflight import check_natural_images, check_preprocessed
+from nnunet_pretrain.training.preflight import check_labels, check_natural_images, check_preprocessed
 from nnunet_pretrain.training.waiting import WaitingTime
 
 TRAINERS = {
@@ -192,6 +192,7 @@ class NaturalImageTraining(WaitingTime):
             folder = Path(self.preprocessed_dataset_folder)
             found = self.dataset_class.get_identifiers(str(folder))
             check_preprocessed(folder, found, self.index.cases.tolist(), name)
+            check_labels(folder, found, self.dataset_json, name)
         cases, labels = self.index.cases, self.index.labels
         for part, what in zip(self.do_split(), ("to train on", "held out"), strict=True):
             sizes = np.unique(labels[np.isin(cases, part)], return_counts=True)[1]

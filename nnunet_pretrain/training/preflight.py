@@ -16,6 +16,7 @@ from nnunet_pretrain.conversion.natural_images.index import NATURAL_KEY, ImageIn
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.labels import SCHEMES_KEY, LabelSetTable
 from nnunet_pretrain.planning.settings import PretrainSettings
+from nnunet_pretrain.preprocessing.case import cases_of_other_labels
 
 MAX_NAMED = 5
 MAX_LOOKED_FOR = 1000
@@ -68,6 +69,27 @@ def check_preprocessed(folder: Path, found: Sequence[str], expected: Sequence[st
                 f"{folder} {what} {len(cases)} of {len(expected)} cases, such as {', '.join(cases[:MAX_NAMED])}; "
                 f"run `nnunet_pretrain preprocess -p {plans_name}` (or nnUNetv2_preprocess) again"
             )
+
+
+def check_labels(folder: Path, cases: Sequence[str], dataset_json: Mapping[str, Any], plans_name: str) -> None:
+    """Refuses cases that were preprocessed when the dataset had other labels; some are looked at, drawn at random.
+
+    Args:
+        folder: Folder of the preprocessed configuration.
+        cases: Cases of dataset.json.
+        dataset_json: dataset.json of the dataset to train on.
+        plans_name: Name of the plans.
+
+    Raises:
+        ValueError: There are such cases.
+    """
+    some = np.random.default_rng().permutation(np.asarray(cases))[:MAX_LOOKED_FOR].tolist()
+    others = cases_of_other_labels(folder, some, dataset_json)
+    if others:
+        raise ValueError(
+            f"{len(others)} of {len(some)} cases that were looked at in {folder} were made when dataset.json had other "
+            f"labels, such as {', '.join(others[:MAX_NAMED])}; run `nnunet_pretrain preprocess -p {plans_name}` again"
+        )
 
 
 def check_natural_images(

@@ -64,7 +64,10 @@ def _coco(content: Mapping[str, Any]) -> CocoFile:
     drawings = {}
     for image in content["images"]:
         drawing = {"size": [int(image["height"]), int(image["width"])], "objects": objects.pop(image["id"])}
-        drawings[str(image["file_name"])] = json.dumps(drawing, separators=(",", ":")).encode()
+        name = str(image["file_name"])
+        if name in drawings:
+            raise ValueError(f"'images' lists {name} twice; make one entry of both, with the objects of both")
+        drawings[name] = json.dumps(drawing, separators=(",", ":")).encode()
     return CocoFile({number: safe[name] for number, name in sorted(raw.items())}, drawings)
 
 

@@ -101,6 +101,9 @@ def convert_2d(
     listing = list_photographs(root, layout, task)
     for remark in listing.remarks:
         report(remark)
+    if listing.classes:
+        more = ", ..." if len(listing.classes) > _NAMED else ""
+        report(f"{len(listing.classes)} classes: {', '.join(listing.classes[:_NAMED])}{more}")
     run = _Run(folder, root, task, layout, listing, options, _rules(root, listing, layout, task, options))
     run.claim()
     report(f"{folder.name}: {len(listing.photographs)} images, in {folder}")
@@ -245,7 +248,14 @@ def _rules(root: Path, listing: Listing, layout: Layout, task: Task, options: Na
             )
         return Rules(options.storage, masks=MaskLabels.of_values(listing.values or {}))
     # Masks of colours are refused here, before hours are spent on quarantining them one by one.
-    found = values_in([root / photo.mask for photo in listing.photographs if photo.mask])
+    masks = [root / photo.mask for photo in listing.photographs if photo.mask]
+    if not masks:
+        first = listing.photographs[0]
+        raise ValueError(
+            f"none of {len(listing.photographs)} images has a mask, such as {first.file}: it {first.fault}; name the "
+            f"masks as the images, or say with --layout FILE.yaml where they are"
+        )
+    found = values_in(masks)
     values = read_label_names(options.labels) if options.labels is not None else listing.values
     if values is None:
         raise ValueError(

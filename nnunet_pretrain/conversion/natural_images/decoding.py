@@ -112,7 +112,7 @@ def _decoded(image: Image.Image, smallest: tuple[int, int] | None) -> Decoded:
         rows, columns = smallest if orientation < 5 else smallest[::-1]
         image.draft(image.mode, (columns, rows))
     rgb, colour_notes = _as_rgb(image)
-    if orientation != 1:
+    if orientation != 1 and image.format != "TIFF":  # Pillow turns these itself
         rgb = rgb.transpose(_TURNS[orientation])
     notes = [*colour_notes, *notes]
     if frames > 1:

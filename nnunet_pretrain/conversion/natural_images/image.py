@@ -19,7 +19,7 @@ from nnunet_pretrain.conversion.natural_images.masks import MaskLabels, laid_on,
 from nnunet_pretrain.conversion.volume import write_nifti
 from nnunet_pretrain.files import written_atomically
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised whenever conversion gives another result for the same input, so that older cases are redone."""
 
 # nnU-Net's readers count in LPS: without turning, x and y of an image run against NIfTI's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -122,7 +123,7 @@ class _Walk:
     def files(self, folder: str) -> Iterator[str]:
         """Yields the visible files below a folder, relative to the root; follows links, but none in circles."""
         seen: set[str] = set()
-        for path, folders, names in os.walk(self.root / folder, followlinks=True):
+        for path, folders, names in os.walk(self.root / folder, onerror=_refuse, followlinks=True):
             real = os.path.realpath(path)
             if real in seen:
                 folders.clear()
@@ -183,11 +184,13 @@ class _Walk:
         if self.values and self.values != coco.names:
             raise ValueError(f"{self.root / str(part.coco)} names other categories than the files before it")
         self.values = coco.names
-        prefix = f"{part.folder}/" if part.folder else ""
         on_disk = set(self._matching(part))
         for name, drawing in coco.drawings.items():
-            on_disk.discard(prefix + name)
-            yield Photograph("", prefix + name, part=part.part, drawing=drawing)
+            file = posixpath.normpath(posixpath.join(part.folder, name))
+            if file.startswith(("/", "../")):
+                raise ValueError(f"{self.root / str(part.coco)} names the image '{name}', which is not in {self.root}")
+            on_disk.discard(file)
+            yield Photograph("", file, part=part.part, drawing=drawing)
         if on_disk:
             some = ", ".join(sorted(on_disk)[:_NAMED])
             self.remarks.append(f"{len(on_disk)} images are not named by {part.coco} and are left out: {some}")
@@ -217,6 +220,13 @@ class _MaskFinder:
         return None, f"has no mask at {stem}{self.suffix}" if not found else f"has several masks: {', '.join(found)}"
 
 
+def _refuse(error: OSError) -> None:
+    """Raises what `os.walk` would pass over in silence, as if the folder were empty."""
+    raise ValueError(
+        f"{error.filename} cannot be read: {error.strerror}; correct that, or give a folder without it"
+    ) from error
+
+
 def _classified(rows: Sequence[Photograph], found: Classes, walk: _Walk) -> Listing:
     pattern = re.compile(found.label)
     own = [pattern.search(row.file) for row in rows]
@@ -230,6 +240,13 @@ def _classified(rows: Sequence[Photograph], found: Classes, walk: _Walk) -> List
     if empty:
         raise ValueError(
             f"{len(empty)} classes have no image: {', '.join(empty[:_NAMED])}; remove or fill their folders"
+        )
+    learned = {label for row, label in zip(rows, labels, strict=True) if row.part == "train"}
+    unlearned = sorted(set(labels) - learned - {""}) if learned else []
+    if unlearned:
+        raise ValueError(
+            f"{len(unlearned)} classes have images for validation and none to train on: "
+            f"{', '.join(unlearned[:_NAMED])}; sort these images into the folders of their classes, or take them away"
         )
     names = safe_classes(set(labels) - {""})
     if len(names) < 2:

@@ -42,11 +42,12 @@ class MaskLabels:
         """Numbers structures by the lowest of their values.
 
         Args:
-            values: Name of every value; `background` and `ignore` have their own meaning.
+            values: Name of every value; `background` and `ignore`, in any case, have their own meaning.
 
         Raises:
             ValueError: No name is that of a structure.
         """
+        values = {value: _kept_spelling(name) for value, name in values.items()}
         names = dict.fromkeys(name for _, name in sorted(values.items()) if name not in (BACKGROUND, IGNORE))
         if not names:
             raise ValueError(f"no value of the masks is a structure: {dict(values)}")
@@ -61,6 +62,11 @@ class MaskLabels:
         """
         labels = {BACKGROUND: 0, **{name: i for i, name in enumerate(self.structures, start=1)}}
         return {**labels, IGNORE: self.ignore_id} if ignored else labels
+
+
+def _kept_spelling(name: str) -> str:
+    """Returns a name; those nnU-Net keeps for itself are known in any case."""
+    return name.lower() if name.lower() in (BACKGROUND, IGNORE) else name
 
 
 def read_label_names(path: Path) -> dict[int, str]:

@@ -24,12 +24,14 @@ def case_names(files: Sequence[str]) -> list[str]:
     plain = [_plain(file) for file in files]
     taken = {name.lower() for name in plain}
     given: set[str] = set()
+    next_number: dict[str, int] = {}
     names = []
     for name in plain:
-        unique, number = name, 2
+        unique, number = name, next_number.get(name.lower(), 2)
         while unique.lower() in given or (unique != name and unique.lower() in taken):
             unique, number = f"{name}_{number}", number + 1
         given.add(unique.lower())
+        next_number[name.lower()] = number
         names.append(unique)
     return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def _folder_per_class(root: Path, report: Callable[[str], None]) -> Layout:
     folders = _folders(root)
     parts = _part_folders(root, report) if _is_split(root, folders) else {}
     if not parts:
+        _refuse_what_is_no_class(root, folders)
+    if not parts:
         label = "^(?P<class>[^/]+)/"
         images: tuple[Images, ...] = (Images(images="*/**/*"),)
         title = "a folder per class"
@@ -98,6 +101,26 @@ def _is_split(root: Path, folders: list[str]) -> bool:
     return bool(train) and bool(_folders(root / train[0])) and not _images_directly_in(root / train[0])
 
 
+def _refuse_what_is_no_class(root: Path, folders: list[str]) -> None:
+    """Raises ValueError where folders are rather parts of a dataset, or images and their masks, than classes."""
+    names = {name.lower() for name in folders}
+    if {"images", "masks"} <= names:
+        raise ValueError(
+            f"{root} holds images/ and masks/, expected a folder per class; use --task segmentation, or give a folder "
+            f"whose subfolders are classes"
+        )
+    words = {name: set(re.split(r"[^a-z]+", name.lower())) & set(PARTS) for name in folders}
+    parts = [name for name in folders if words[name]]
+    if len(set().union(*words.values())) > 1 and any(_folders(root / name) for name in parts):
+        loose = [root / name for name in parts if _images_directly_in(root / name)]
+        raise ValueError(
+            f"{', '.join(parts)} in {root} look like parts of a dataset, not like classes"
+            f"{f', but images lie directly in {loose[0]}' if loose else ''}; expected a folder per class in train/ and "
+            f"val/ and nothing beside these folders; sort or remove what does not belong there, or say with "
+            f"--layout FILE.yaml where the classes are"
+        )
+
+
 def _with_masks(root: Path, report: Callable[[str], None]) -> Layout:
     if not (root / "images").is_dir():
         raise ValueError(
@@ -108,6 +131,8 @@ def _with_masks(root: Path, report: Callable[[str], None]) -> Layout:
     if (root / "masks").is_dir():
         split = any(PARTS.get(name.lower()) == "train" for name in _common_folders(root / "images", root / "masks"))
         names = _part_folders(root / "images", report) if split else {}
+        if split:
+            _report_what_is_in_no_part(root / "images", report)
         parts = tuple(
             Images(images=f"images/{name}/**/*", mask=f"masks/{name}/{NAME}.*", part=part)
             for name, part in names.items()
@@ -124,6 +149,13 @@ def _with_masks(root: Path, report: Callable[[str], None]) -> Layout:
     path = found[0].relative_to(root).as_posix()
     segmentation = Masks(parts=(Images(images="images/**/*", coco=path),))
     return Layout(name=COCO, title=f"images/ and {path}", segmentation=segmentation)
+
+
+def _report_what_is_in_no_part(folder: Path, report: Callable[[str], None]) -> None:
+    others = [f"{name}/" for name in _folders(folder) if name.lower() not in PARTS]
+    others += ["images that lie directly there"] if _images_directly_in(folder) else []
+    if others:
+        report(f"left out, as {folder} is split into parts: {', '.join(others[:5])}")
 
 
 def _folders(folder: Path) -> list[str]:
