@@ -13,7 +13,7 @@ from nnunet_pretrain.cli import main
 from nnunet_pretrain.conversion.natural_images.convert import NaturalImageOptions, convert_2d
 from nnunet_pretrain.conversion.natural_images.decoding import decode
 from nnunet_pretrain.conversion.natural_images.index import INDEX, ImageIndex
-from nnunet_pretrain.conversion.natural_images.masks import MaskLabels
+from nnunet_pretrain.conversion.natural_images.masks import MaskLabels, read_mask
 from nnunet_pretrain.conversion.natural_images.names import case_names
 from nnunet_pretrain.files import read_json, write_json
 from nnunet_pretrain.training.preflight import check_labels
@@ -35,6 +35,17 @@ def test_tiff_is_turned_once(tmp_path, orientation):
     decoded = decode(path)
     assert (decoded.rgb == np.asarray(ImageOps.exif_transpose(image))).all()
     assert decoded.orientation == orientation
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_uncompressed_grey_tiff_is_turned_as_a_compressed_one(tmp_path, dtype):
+    """Pillow maps such files into memory, with height and width exchanged, if it is given a path."""
+    stored = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (40, 50), dtype=dtype)
+    plain = trees.save(tmp_path / "plain.tif", stored, tiffinfo={0x0112: 6})
+    packed = trees.save(tmp_path / "packed.tif", stored, tiffinfo={0x0112: 6}, compression="tiff_lzw")
+    assert decode(plain).rgb.shape == (50, 40, 3)
+    assert (decode(plain).rgb == decode(packed).rgb).all()
+    assert (read_mask(plain) == np.rot90(stored, -1)).all()
 
 
 def wrong_task(root):

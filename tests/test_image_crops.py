@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from natural_image_trees import save
+from PIL import Image
 
 from nnunet_pretrain.classification.held_out_images import evenly_spread, share_of
 from nnunet_pretrain.classification.resized_crops import centre_box, random_box
 from nnunet_pretrain.classification.top_k import places, summary_of, wilson
+from nnunet_pretrain.conversion.natural_images.decoding import decode
 from nnunet_pretrain.conversion.natural_images.index import ImageIndex, NaturalImage
 from nnunet_pretrain.files import write_json
+from nnunet_pretrain.planning.preset import load_preset
+from nnunet_pretrain.planning.settings import NaturalImageSettings
 from nnunet_pretrain.training.natural_image_splits import hold_out_fold, hold_out_share
 from nnunet_pretrain.training.original_images import OriginalImages
 
@@ -105,16 +109,67 @@ def test_held_out_images_are_spread_over_all_classes_and_shared_among_processes(
     assert set(np.concatenate(shares).tolist()) == set(cases[:7].tolist())
 
 
+@pytest.mark.parametrize(
+    ("key", "bounds", "message"),
+    [
+        ("crop_area", [-1, 1], "0 < smallest <= largest"),
+        ("crop_area", [0.5, 2], "at most 1"),
+        ("crop_ratio", [0, 1], "0 < smallest <= largest"),
+        ("crop_ratio", [2, 1], "0 < smallest <= largest"),
+    ],
+)
+def test_parts_that_cannot_be_drawn_are_refused_in_plans_and_presets(tmp_path, key, bounds, message):
+    plans = {"task": "classification", "storage": "originals", "target": ["D", "P", "C"], key: bounds}
+    with pytest.raises(ValueError, match=message):
+        NaturalImageSettings.model_validate(plans)
+    write_json(tmp_path / "mine.json", {"description": "of the test", "natural_images": {key: bounds}})
+    with pytest.raises(ValueError, match=message):
+        load_preset(str(tmp_path / "mine.json"))
+
+
+def originals_of_one(folder, path, height, width, mean=0.0, std=1.0):
+    """Returns a dataset of one image; without mean and deviation its intensities stay as they are."""
+    row = NaturalImage("large", path.name, "a", "", height, width, mean, std)
+    ImageIndex.from_rows([row]).write(folder / "natural_images.csv")
+    natural = {"root": str(path.parent), "task": "classification"}
+    facts = {"natural_images": natural, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", facts)
+    return OriginalImages(str(folder / "none"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_reduced_jpeg_is_cut_where_the_whole_one_is(tmp_path, orientation, axis):
+    """Brightness tells the place: 1 per 5 pixels."""
+    place = np.mgrid[0:1025, 0:1027][axis] / 5
+    image = Image.fromarray(place.round().astype(np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "p/large.jpg", image, exif=exif, quality=100)
+    height, width = decode(path).rgb.shape[:2]
+    dataset = originals_of_one(tmp_path, path, height, width)
+    for box in ((height - 256, width - 512, 256, 512), (0, 0, 256, 512)):
+        crop = dataset.load_crop("large", lambda height, width, box=box: box, (32, 64))[0]
+        whole = dataset.load_crop("large", lambda height, width, box=box: box, (256, 512))[0]
+        expected = torch.nn.functional.interpolate(torch.from_numpy(whole)[None], (32, 64), mode="area")[0].numpy()
+        shift_in_pixels = 5 * np.abs((crop - expected)[:, 1:-1, 1:-1].mean())
+        # Of the original; rounding of brightness makes 1.5, and it would be 7 if the last row counted as a whole one.
+        assert shift_in_pixels < 2
+
+
+def test_a_smaller_copy_of_an_original_is_refused(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    path = save(tmp_path / "p/large.jpg", image)
+    dataset = originals_of_one(tmp_path, path, 400, 600)
+    with pytest.raises(ValueError, match=r"has 50 x 75 pixels at 1/4 of its size, when the .* had 400 x 600"):
+        dataset.load_crop("large", lambda height, width: (0, 0, height, width), (50, 60))
+
+
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_with_the_same_result(tmp_path):
     y, x = np.mgrid[0:600, 0:800] / 100
     rgb = np.stack([np.sin(y + x), np.sin(y - x), np.cos(2 * x)], 2) * 100 + 128
-    save(tmp_path / "p/large.jpg", rgb.astype(np.uint8), quality=95)
-    row = NaturalImage("large", "large.jpg", "a", "", 600, 800, float(rgb.mean()), float(rgb.std()))
-    ImageIndex.from_rows([row]).write(tmp_path / "natural_images.csv")
-    natural = {"root": str(tmp_path / "p"), "task": "classification"}
-    facts = {"natural_images": natural, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
-    write_json(tmp_path / "dataset.json", facts)
-    dataset = OriginalImages(str(tmp_path / "none"))
+    path = save(tmp_path / "p/large.jpg", rgb.astype(np.uint8), quality=95)
+    dataset = originals_of_one(tmp_path, path, 600, 800, float(rgb.mean()), float(rgb.std()))
     crop = dataset.load_crop("large", lambda height, width: (100, 200, 400, 500), (64, 80))
     whole = dataset.load_crop("large", lambda height, width: (100, 200, 400, 500), (400, 500))
     expected = torch.nn.functional.interpolate(torch.from_numpy(whole[0])[None], (64, 80), mode="area")[0].numpy()

@@ -89,6 +89,20 @@ class ImageClassSupervision(NaturalImageTraining):
         """Returns the classes of images, shape (images,)."""
         return torch.from_numpy(self._class_at[[self.index.position(str(case)) for case in cases]])
 
+    def _set_batch_size_and_oversample(self) -> None:
+        """As the other parts; without a GPU, each process has a batch norm of its own, which needs two images.
+
+        Raises:
+            ValueError: This process would get one.
+        """
+        super()._set_batch_size_and_oversample()
+        if self.is_ddp and self.batch_size < 2 and self.device.type != "cuda":
+            whole, number = self.configuration_manager.batch_size, dist.get_world_size()
+            raise ValueError(
+                f"{number} processes share a batch of {whole} images, and each needs two; start at most "
+                f"{max(1, whole // 2)} processes, or raise batch_size in the plans to {2 * number}"
+            )
+
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
     ) -> tuple[Any, Any, Any, tuple[int, ...] | None]:
@@ -119,9 +133,11 @@ class ImageClassSupervision(NaturalImageTraining):
         seen = set(self.classes_of(training.identifiers).unique().tolist())
         lacking = [name for i, name in enumerate(self.classes) if i not in seen]
         if lacking:
+            remedy = "train fold all, or change splits_final.json"
+            if self.fold == "all":
+                remedy = "all its images are in the part that is held out; move some to the part to train on"
             raise ValueError(
-                f"fold {self.fold} has no image of {len(lacking)} classes to train on, such as {lacking[0]}; "
-                f"train fold all, or change splits_final.json"
+                f"fold {self.fold} has no image of {len(lacking)} classes to train on, such as {lacking[0]}; {remedy}"
             )
         size = self.configuration_manager.patch_size
         natural = self.natural

@@ -12,7 +12,7 @@ from nnunet_pretrain.files import read_json
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.networks.planned import total_stride
 from nnunet_pretrain.planning.resampling import Resampling
-from nnunet_pretrain.planning.settings import FineTuning, TrainingSettings
+from nnunet_pretrain.planning.settings import FineTuning, Ratios, Shares, TrainingSettings
 from nnunet_pretrain.validation import validated
 
 
@@ -117,8 +117,8 @@ class NaturalImages(BaseModel):
     patch_size: tuple[PositiveInt, PositiveInt] = (224, 224)
     batch_size: int | None = Field(default=None, ge=2)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_area: Shares = (0.08, 1.0)
+    crop_ratio: Ratios = (3 / 4, 4 / 3)
 
 
 class Preset(BaseModel):

@@ -6,9 +6,9 @@ nnU-Net's trainers take no arguments, so a run's settings live in its plans; nnU
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nnunet_pretrain.validation import validated
 
@@ -196,6 +196,24 @@ class ClassificationSettings(BaseModel):
     balance: float = Field(default=1.0, ge=0, le=1)
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError("expected [smallest, largest] with 0 < smallest <= largest")
+    return bounds
+
+
+def _shares(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[1] > 1:
+        raise ValueError("expected shares of the image's area, at most 1")
+    return bounds
+
+
+Ratios = Annotated[tuple[float, float], AfterValidator(_rising)]
+"""Smallest and largest ratio."""
+Shares = Annotated[tuple[float, float], AfterValidator(_rising), AfterValidator(_shares)]
+"""Smallest and largest share of an area."""
+
+
 class NaturalImageSettings(BaseModel):
     """How a 3D network learns from 2D natural images; only in plans of `plan_2d`.
 
@@ -218,8 +236,8 @@ class NaturalImageSettings(BaseModel):
     slices: Literal["rgb", "grey"] = "rgb"
     shuffle_depth: bool = True
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_area: Shares = (0.08, 1.0)
+    crop_ratio: Ratios = (3 / 4, 4 / 3)
     target: tuple[str, str, str]
 
 

@@ -14,7 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from PIL import Image
 
-from nnunet_pretrain.conversion.natural_images.decoding import as_volume, decode
+from nnunet_pretrain.conversion.natural_images.decoding import Decoded, as_volume, decode, mirrored_axes
 from nnunet_pretrain.conversion.natural_images.index import INDEX, NATURAL_KEY, ImageIndex, NaturalImage
 from nnunet_pretrain.files import read_json
 
@@ -125,7 +125,7 @@ class OriginalImages(nnUNetBaseDataset):
             ValueError: The image cannot be used, or it or its mask has another size than when the dataset was made.
         """
         row = self.index.row(str(identifier))
-        rgb = self._decoded(row)
+        rgb = self._decoded(row).rgb
         data = normalised(as_volume(rgb), row)[None]
         seg, properties = self._labels_of(row) if self.has_masks else (np.zeros(data.shape, np.int8), _no_mask())
         if seg.shape != data.shape:
@@ -162,24 +162,29 @@ class OriginalImages(nnUNetBaseDataset):
         row = self.index.row(str(identifier))
         top, left, height, width = choose(row.height, row.width)
         shown = min(1.0, size[0] / height), min(1.0, size[1] / width)
-        rgb = self._decoded(row, (ceil(row.height * shown[0]), ceil(row.width * shown[1])))
-        rows, columns = rgb.shape[0] / row.height, rgb.shape[1] / row.width
+        found = self._decoded(row, (ceil(row.height * shown[0]), ceil(row.width * shown[1])))
+        by, rgb = found.reduction, found.rgb
+        # The last stored row and column of pixels are not whole; turned by EXIF, they may be the first.
+        mirrored = mirrored_axes(found.orientation)
+        top, left = top + mirrored[0] * (-row.height % by), left + mirrored[1] * (-row.width % by)
+        upper, lower, before, after = (edge / by for edge in (top, top + height, left, left + width))
         # Without pixels beyond the part, which pillow would take into account at its border.
-        y, x = int(top * rows), int(left * columns)
-        part = rgb[y : ceil((top + height) * rows), x : ceil((left + width) * columns)]
-        box = (left * columns - x, top * rows - y, (left + width) * columns - x, (top + height) * rows - y)
+        y, x = int(upper), int(before)
+        part = rgb[y : ceil(lower), x : ceil(after)]
+        box = (before - x, upper - y, after - x, lower - y)
         image = Image.fromarray(part).resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
         return normalised(as_volume(np.asarray(image)), row)[None]
 
-    def _decoded(self, row: NaturalImage, smallest: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-        rgb = decode(self.root / row.file, smallest).rgb
-        reductions = (1, 2, 4, 8) if smallest is not None else (1,)
-        if rgb.shape[:2] not in [(ceil(row.height / by), ceil(row.width / by)) for by in reductions]:
+    def _decoded(self, row: NaturalImage, smallest: tuple[int, int] | None = None) -> Decoded:
+        found = decode(self.root / row.file, smallest)
+        height, width = found.rgb.shape[:2]
+        if (height, width) != (ceil(row.height / found.reduction), ceil(row.width / found.reduction)):
+            read = f" at 1/{found.reduction} of its size" if found.reduction > 1 else ""
             raise ValueError(
-                f"{self.root / row.file} has {rgb.shape[0]} x {rgb.shape[1]} pixels, when the dataset was made it had "
+                f"{self.root / row.file} has {height} x {width} pixels{read}, when the dataset was made it had "
                 f"{row.height} x {row.width}; run `nnunet_pretrain convert_2d` and `plan_2d` again"
             )
-        return rgb
+        return found
 
     def _labels_of(self, row: NaturalImage) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
         path = self.base / LABELS / f"{row.case}{self._ending}"

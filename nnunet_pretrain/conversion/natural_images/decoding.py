@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,14 @@ class Decoded:
         rgb: Shape (height, width, 3), uint8, upright.
         notes: What was special about the file, such as `grey` or `rotated by EXIF`.
         orientation: EXIF's number of how the stored pixels were turned to be upright; 1 if they were not.
+        reduction: By how much less detail was read than the file has: 1, 2, 4 or 8. Every pixel then stands for so many
+            along each axis, the last stored row and column for less.
     """
 
     rgb: npt.NDArray[np.uint8]
     notes: tuple[str, ...] = ()
     orientation: int = 1
+    reduction: int = 1
 
 
 def decode(path: Path, smallest: tuple[int, int] | None = None) -> Decoded:
@@ -57,7 +61,8 @@ def decode(path: Path, smallest: tuple[int, int] | None = None) -> Decoded:
         ValueError: The image cannot be used; the text says why.
     """
     try:
-        with Image.open(path) as image:
+        # By its path, Pillow would map an uncompressed TIFF into memory, with edges exchanged if it is turned.
+        with path.open("rb") as file, Image.open(file) as image:
             return _decoded(image, smallest)
     except _UnusableError as error:
         raise ValueError(f"{path} {error}") from None
@@ -77,6 +82,17 @@ def as_volume(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
+def mirrored_axes(orientation: int) -> tuple[bool, bool]:
+    """Tells whether the last stored rows, and the last stored columns, come first upright (after a transpose, if any).
+
+    EXIF says where row 0 and column 0 lie; a transpose puts both into their places.
+
+    Args:
+        orientation: EXIF's number, 1 to 8.
+    """
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
 def turned(pixels: npt.NDArray[np.generic], orientation: int) -> npt.NDArray[np.generic]:
     """Turns stored pixels upright.
 
@@ -86,10 +102,10 @@ def turned(pixels: npt.NDArray[np.generic], orientation: int) -> npt.NDArray[np.
     """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.T
-    # EXIF says where row 0 and column 0 lie; the transpose has put both into their places already.
-    if orientation in (3, 4, 7, 8):
+    rows, columns = mirrored_axes(orientation)
+    if rows:
         pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
+    if columns:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
 
@@ -111,13 +127,14 @@ def _decoded(image: Image.Image, smallest: tuple[int, int] | None) -> Decoded:
     if smallest is not None:
         rows, columns = smallest if orientation < 5 else smallest[::-1]
         image.draft(image.mode, (columns, rows))
+    reduction = next(by for by in (1, 2, 4, 8) if ceil(width / by) == image.size[0])
     rgb, colour_notes = _as_rgb(image)
     if orientation != 1 and image.format != "TIFF":  # Pillow turns these itself
         rgb = rgb.transpose(_TURNS[orientation])
     notes = [*colour_notes, *notes]
     if frames > 1:
         notes.append(f"first of {frames} frames")
-    return Decoded(np.asarray(rgb), tuple(notes), orientation)
+    return Decoded(np.asarray(rgb), tuple(notes), orientation, reduction)
 
 
 def _orientation(image: Image.Image) -> tuple[int, list[str]]:

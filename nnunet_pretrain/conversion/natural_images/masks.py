@@ -101,7 +101,7 @@ def read_mask(path: Path) -> npt.NDArray[np.integer[Any]]:
         ValueError: The file is no such mask.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:  # not by its path, see `decode`
             mode, size = image.mode, image.size
             limit = Image.MAX_IMAGE_PIXELS
             pixels = np.asarray(image) if limit is None or size[0] * size[1] <= limit else None
