@@ -58,6 +58,7 @@ def test_every_domain_keeps_its_own_ids_in_a_branch_of_its_own(raw):
     assert content["domains"][MR] == {
         "labels": {"background": 0, "whole": 1, "whole_core": 2, "ignore": 3},
         "channel_names": {"0": "T1"},
+        "file_ending": ".nii.gz",
     }
     assert content["sources"][0] == {
         "name": CT,
@@ -181,7 +182,10 @@ def test_other_formats_are_read_by_simpleitk_and_clipped_to_nifti(raw, tmp_path)
         SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(path).replace(".nii.gz", ".nrrd"))
         path.unlink()
     change_description(raw / THICK, file_ending=".nrrd")
+    assert make(members=(3, 9), channels=(), clip=(0.5, 99.5))[1]["domains"][THICK]["file_ending"] == ".nii.gz"
     folder, content, _ = make(members=(3, 9), channels=())
+    alone = dataset_json_of_domain(content, THICK, domain_tables(content)[THICK])
+    assert (content["file_ending"], alone["file_ending"]) == (".nii.gz", ".nrrd")
     assert content["overwrite_image_reader_writer"] == "SimpleITKIO"
     reader = recursive_find_reader_writer_by_name("SimpleITKIO")()
     entry = content["dataset"][f"{THICK}__case1"]
@@ -296,6 +300,14 @@ BAD = {
     "no label": (_labels(background=0), r"Dataset003_Ct has no foreground: its labels are .*; leave it out"),
     "only ignore": (_labels(background=0, ignore=1), r"Dataset003_Ct has no foreground"),
     "all empty": (_empty, r"domain Dataset003_Ct has no foreground: all its 3 label maps are empty"),
+    "labels of nnU-Net v1": (
+        _labels(**{"0": "background", "1": "liver"}),
+        r"Dataset003_Ct: dataset.json must have 'labels' with names and ids .*nnUNetv2_convert_MSD_dataset",
+    ),
+    "no labels": (
+        lambda raw: change_description(raw / CT, labels=None),
+        r"Dataset003_Ct: dataset.json must have 'labels' .*, got None",
+    ),
     "a gap": (_labels(background=0, liver=1, spleen=3), r"without gaps.*renumber them"),
     "ignore not last": (_labels(background=0, ignore=1, spleen=2), r"'ignore' the last"),
     "other shape": (_other_shape, r"case2_0000.*voxels of .* mm and its label map \(9, 9, 9\) of 1 x 1 x 1 mm"),

@@ -410,9 +410,10 @@ def test_a_branch_is_transferred_with_its_own_label_names(plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"kind": "simple", "keep": "target"}])
-def test_without_a_branch_only_the_encoder_is_taken_and_that_is_said(options, plan):
+@pytest.mark.parametrize("options", [{}, {"keep": "pretrained"}, {"kind": "simple"}])
+def test_without_a_branch_only_the_encoder_is_taken_and_the_target_keeps_its_plan(options, plan):
     made, said, _ = plan(**options)
+    kept = "keep" in options
     transfer = settings_of(made.transfer)["transfer"]
     assert "branch" not in transfer
     assert (transfer["parts"], transfer["heads"]) == ("encoder", {})
@@ -421,8 +422,10 @@ def test_without_a_branch_only_the_encoder_is_taken_and_that_is_said(options, pl
     notes = [line for line in said if "only the shared encoder is taken" in line]
     assert len(notes) == 1
     assert f"--branch takes one of {LIVER}, {HEART}" in notes[0]
-    assert (LIVER in notes[0].split(";")[0]) is (not options)
-    architecture = read_json(made.transfer)["configurations"]["3d_fullres"]["architecture"]
+    assert f"with spacing and intensities of {LIVER if kept else 'the target'};" in notes[0]
+    configuration = read_json(made.transfer)["configurations"]["3d_fullres"]
+    assert (configuration["spacing"] == SPACINGS[LIVER]) is kept
+    architecture = configuration["architecture"]
     assert architecture["network_class_name"].endswith("PlainConvUNet")
 
 
@@ -456,7 +459,7 @@ STEM = "encoder.stages.0.0.convs.0.conv.weight"
 @pytest.mark.slow
 @pytest.mark.parametrize("branch", [None, "3"])
 def test_stock_nnunet_loads_the_written_weights_for_other_classes_and_channels(branch, plan):
-    made, _, path = plan(branch=branch) if branch else plan()
+    made, _, path = plan(branch=branch) if branch else plan(keep="pretrained")
     architecture = read_json(made.scratch)["configurations"]["3d_fullres"]["architecture"]
     torch.manual_seed(1)
     network = get_network_from_plans(*architecture.values(), 2, 1 + len(TARGET), deep_supervision=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from nnunet_runs import SOURCES, nnunet_folders, variables_set
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_domains import CT, MEMBERS, MR, NAME, THICK, change_description, voxels_of, write_members, write_volume
@@ -164,6 +165,26 @@ def test_only_cases_of_a_domain_whose_plans_changed_are_made_again(domains):
     redone = {name for name, time in before.items() if (domains.data / name).stat().st_mtime_ns != time}
     assert {name.split("__")[0] for name in redone} == {THICK}
     check_domain_records(domains.plans, domains.dataset_json)
+
+
+def test_a_further_member_leaves_the_cases_of_the_others_alone(nnunet):
+    raw, lines = nnunet / "nnUNet_raw", []
+    write_members(raw, CT, THICK)
+    make(912, name="Growing", members=(3, 9))
+    preprocess(912, PLANS, device="cpu", num_processes=1, report=lines.append)
+    shutil.copytree(raw / CT, raw / "Dataset011_Further")
+    make(912, name="Growing", members=(3, 9, 11))
+    preprocess(912, PLANS, device="cpu", num_processes=1, report=lines.append)
+    assert "6 of 6 cases to make" in lines[0]
+    assert "3 of 9 cases to make" in lines[1]
+    (data,) = (nnunet / "nnUNet_preprocessed/Dataset912_Growing").glob("nnUNet*_3d_fullres")
+    dataset = nnUNetDatasetBlosc2(str(data))
+    found = {case: dataset.load_case(case)[3]["class_locations"] for case in dataset.identifiers}
+    assert {case.split("__")[0]: set(places) for case, places in found.items()} == {
+        CT: {1, 2},
+        THICK: {3},
+        "Dataset011_Further": {4, 5},
+    }
 
 
 def test_cases_of_stock_preprocessing_are_found_without_the_raw_data(domains):

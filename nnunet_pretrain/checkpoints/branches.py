@@ -47,6 +47,19 @@ def branch_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_architecture(checkpoint)["arch_kwargs"]["branches"]) if is_branched(checkpoint) else ()
 
 
+def is_encoder_of_many(checkpoint: Mapping[str, Any], branch: str | None) -> bool:
+    """Tells whether what is taken is the encoder of many domains, whose plan is that of none or of the first of them.
+
+    Args:
+        checkpoint: A checkpoint in the form of nnU-Net v2: one of many branches, or what was taken from one.
+        branch: The branch that is taken with the encoder, or None.
+    """
+    if is_branched(checkpoint):
+        return branch is None
+    origin = checkpoint["init_args"].get(EXTRAS_KEY, {}).get(DOMAIN, {})
+    return bool(origin) and origin["name"] is None
+
+
 def chosen_branch(checkpoint: Mapping[str, Any], branch: str) -> str:
     """Returns the domain a user means.
 

@@ -24,7 +24,8 @@ def add_transfer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--keep",
         choices=("pretrained", "target"),
-        help="whose spacing, patch and normalisation to take (default: pretrained; after natural images target)",
+        help="whose spacing, patch and normalisation to take (default: pretrained; target after natural images, and "
+        "with the encoder alone of many domains)",
     )
     verb.add_argument(
         "--target-plans",

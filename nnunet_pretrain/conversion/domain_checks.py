@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def check_foreground(name: str, label_maps: Sequence[Path], ids: Sequence[int], 
     )
 
 
-def plain_labels(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tuple[str, ...]]:
+def plain_labels(labels: Any, where: str) -> tuple[dict[str, int], tuple[str, ...]]:
     """Returns labels with one name per stored id; an id in regions is named by the regions that hold it.
 
     Args:
@@ -54,11 +54,19 @@ def plain_labels(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int],
         Name to id in ascending order, and notes for the user.
 
     Raises:
-        ValueError: Ids are not 0 (background), 1, 2, ... with `ignore` last, or there is no structure.
+        ValueError: There are no labels in nnU-Net's form, ids are not 0 (background), 1, 2, ... with `ignore` last, or
+            there is no structure.
     """
-    regions = {
-        name: [int(i) for i in (ids if isinstance(ids, (list, tuple)) else [ids])] for name, ids in labels.items()
-    }
+    try:
+        regions = {
+            name: [int(i) for i in (ids if isinstance(ids, (list, tuple)) else [ids])] for name, ids in labels.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"{where}: dataset.json must have 'labels' with names and ids such as "
+            f'{{"background": 0, "liver": 1}}, got {labels}; a dataset of nnU-Net v1 or of the Medical Segmentation '
+            f"Decathlon is turned into this form by nnUNetv2_convert_old_nnUNet_dataset or nnUNetv2_convert_MSD_dataset"
+        ) from None
     ids = sorted({i for name, found in regions.items() for i in found})
     ignored = regions.get(IGNORE)
     if ids != list(range(len(ids))) or regions.get(BACKGROUND) != [0] or (ignored and ignored != [ids[-1]]):

@@ -60,6 +60,7 @@ class DomainMember:
         channel_names: The chosen channels, as nnU-Net's dataset.json has them.
         cases: Its cases.
         facts: What its dataset.json says about origin and licence.
+        file_ending: Of its images.
         notes: What was decided about it, for the user.
     """
 
@@ -68,6 +69,7 @@ class DomainMember:
     channel_names: dict[str, str]
     cases: tuple[DomainCase, ...]
     facts: dict[str, str]
+    file_ending: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -180,7 +182,7 @@ def _choose_channels(channels_of: Mapping[str, list[str]], wanted: Sequence[str]
 
 
 def _read_member(name: str, content: dict[str, Any], channels: list[str], choice: _Choice) -> DomainMember:
-    labels, notes = plain_labels(content["labels"], name)
+    labels, notes = plain_labels(content.get("labels"), name)
     files = _files_of(name, content, channels)
     if len(files) < LEAST_CASES:
         raise ValueError(
@@ -204,7 +206,8 @@ def _read_member(name: str, content: dict[str, Any], channels: list[str], choice
     if choice.split:
         used = [used[0] if len(set(used)) == 1 else MIXED_CHANNEL]
     facts = {key: str(content[k]) for key, keys in _FACTS.items() for k in reversed(keys) if content.get(k)}
-    return DomainMember(name, labels, {str(i): used[i] for i in range(len(used))}, tuple(cases), facts, notes)
+    channel_names = {str(i): channel for i, channel in enumerate(used)}
+    return DomainMember(name, labels, channel_names, tuple(cases), facts, str(content["file_ending"]), notes)
 
 
 def _files_of(name: str, content: dict[str, Any], channels: list[str]) -> dict[str, tuple[list[Path], Path]]:

@@ -170,7 +170,14 @@ def domains_dataset_json(
         SCHEMES_KEY: schemes,
         "sources": [{"name": member.name, "cases": len(member.cases), **member.facts} for member in members],
         DUPLICATES_KEY: [list(group) for group in groups],
-        "domains": {m.name: {"labels": m.labels, "channel_names": m.channel_names} for m in members},
+        "domains": {
+            member.name: {
+                "labels": member.labels,
+                "channel_names": member.channel_names,
+                "file_ending": ".nii.gz" if jobs[0].clip else member.file_ending,  # as `clip` writes new images
+            }
+            for member in members
+        },
         "dataset": {
             job.case.case: {
                 "images": job.images,

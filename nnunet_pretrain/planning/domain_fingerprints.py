@@ -32,29 +32,25 @@ Z_SCORE = "zscore"
 
 
 class DomainFingerprintExtractor(DatasetFingerprintExtractor):
-    """nnU-Net's fingerprint extractor for the cases of one domain; the domains share nnU-Net's number of samples.
+    """nnU-Net's fingerprint extractor for the cases of one domain, with the samples it would draw of them alone.
 
     Args:
         name: Name of the dataset of domains.
         domain: The domain, whose fingerprint is written to `domains/<domain>/` beside the plans.
         cases: Its cases.
-        num_domains: Number of domains.
         num_processes: Worker processes.
     """
 
     dataset: dict[str, Any]
-    num_foreground_voxels_for_intensitystats: float
 
-    def __init__(self, name: str, domain: str, cases: Sequence[str], num_domains: int, num_processes: int) -> None:
+    def __init__(self, name: str, domain: str, cases: Sequence[str], num_processes: int) -> None:
         super().__init__(name, num_processes)
-        self.num_foreground_voxels_for_intensitystats /= num_domains
         self.dataset = {case: self.dataset[case] for case in cases}
         self.dataset_name = f"{name}/{FOLDER}/{domain}"
 
     def inputs(self) -> dict[str, Any]:
-        """Returns what the fingerprint depends on: per case the sizes and times of its files, and the samples drawn."""
-        files = {case: [stat_of(Path(p)) for p in (*e["images"], e["label"])] for case, e in self.dataset.items()}
-        return {"files": files, "samples": self.num_foreground_voxels_for_intensitystats}
+        """Returns what the fingerprint depends on: per case the sizes and times of its files."""
+        return {case: [stat_of(Path(p)) for p in (*e["images"], e["label"])] for case, e in self.dataset.items()}
 
 
 class DomainNormalization(ExperimentPlanner):
@@ -100,7 +96,7 @@ def extract_domain_fingerprints(
             shutil.rmtree(folder)
     fingerprints = {}
     for domain, cases in cases_of.items():
-        extractor = DomainFingerprintExtractor(name, domain, cases, len(cases_of), num_processes)
+        extractor = DomainFingerprintExtractor(name, domain, cases, num_processes)
         folder, inputs = base / FOLDER / domain, extractor.inputs()
         if not _is_current(folder, inputs):
             (folder / INPUTS).unlink(missing_ok=True)

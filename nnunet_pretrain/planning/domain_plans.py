@@ -58,8 +58,8 @@ def plans_of_domain(plans: Mapping[str, Any], domain: str) -> dict[str, Any]:
 def dataset_json_of_domain(dataset_json: Mapping[str, Any], domain: str, branch: BranchTable) -> dict[str, Any]:
     """Returns the dataset.json of one domain alone: labels with the ids of its branch's channels.
 
-    A member keeps the names its own dataset gave to labels and channels; a merged dataset's source has the names of the
-    structures it stores.
+    A member keeps the names its own dataset gave to labels and channels, and the ending of its files; the source of a
+    merged dataset has the names of the structures it stores.
 
     Args:
         dataset_json: The whole dataset's.
@@ -74,7 +74,7 @@ def dataset_json_of_domain(dataset_json: Mapping[str, Any], domain: str, branch:
         "channel_names": own.get("channel_names", dataset_json["channel_names"]),
         "labels": own.get("labels", labels),
         "numTraining": len(cases),
-        "file_ending": dataset_json["file_ending"],
+        "file_ending": own.get("file_ending", dataset_json["file_ending"]),
         "overwrite_image_reader_writer": dataset_json.get("overwrite_image_reader_writer"),
         "sources": [facts for facts in dataset_json.get("sources", ()) if facts["name"] == domain],
     }

@@ -11,8 +11,9 @@ from typing import Any
 from nnunet_pretrain.conversion.engine import run_all
 from nnunet_pretrain.files import read_json, written_atomically
 from nnunet_pretrain.folders import dataset_name, nnunet_folder
+from nnunet_pretrain.labels import IGNORE, SCHEMES_KEY
 from nnunet_pretrain.labels.branches import source_of
-from nnunet_pretrain.planning.domain_plans import CONFIGURATION, plans_of_domain
+from nnunet_pretrain.planning.domain_plans import CONFIGURATION, DOMAINS_KEY, plans_of_domain
 from nnunet_pretrain.planning.settings import SETTINGS_KEY, DomainSettings, PretrainSettings
 from nnunet_pretrain.preprocessing.case import (
     CaseInput,
@@ -169,9 +170,21 @@ def _recipes(
     domains = _domains_of(plans)
     planned = {None: plans} if domains is None else {name: plans_of_domain(plans, name) for name in domains.numbers}
     return {
-        domain: _recipe(base, own, configuration, dataset_json, device, num_processes)
+        domain: _recipe(base, own, configuration, _labels_of_domain(dataset_json, domain), device, num_processes)
         for domain, own in planned.items()
     }
+
+
+def _labels_of_domain(dataset_json: Mapping[str, Any], domain: str | None) -> dict[str, Any]:
+    """Returns the labels that decide how cases are made: a member's own, so that further members leave its cases alone.
+
+    With `ignore`, nnU-Net writes all labels of the dataset into every case.
+    """
+    labels = labels_of(dataset_json)
+    if domain is None or DOMAINS_KEY not in dataset_json or IGNORE in labels["labels"]:
+        return labels
+    own = {int(stored) for stored in dataset_json[SCHEMES_KEY][domain]}
+    return {"labels": {name: stored for name, stored in labels["labels"].items() if stored in own}}
 
 
 def _reads_originals(plans: Mapping[str, Any]) -> bool:
@@ -202,7 +215,7 @@ def _recipe(
     base: Path,
     plans: Mapping[str, Any],
     configuration: str,
-    dataset_json: Mapping[str, Any],
+    labels: dict[str, Any],
     device: str,
     num_processes: int,
 ) -> Recipe:
@@ -213,7 +226,7 @@ def _recipe(
     # What is not read by the workers is not sent to them.
     sent = {key: value for key, value in plans.items() if key not in ("configurations", SETTINGS_KEY)}
     folder = base / resolved.data_identifier
-    return Recipe(sent, resolved.configuration, labels_of(dataset_json), folder, device, threads)
+    return Recipe(sent, resolved.configuration, labels, folder, device, threads)
 
 
 def _preprocess_configuration(

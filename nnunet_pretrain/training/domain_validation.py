@@ -87,6 +87,7 @@ def _predict(
     plans = PlansManager(plans_of_domain(trainer.plans_manager.plans, domain))
     configuration = plans.get_configuration(trainer.configuration_name)
     dataset_json = dataset_json_of_domain(trainer.dataset_json, domain, table)
+    dataset_json["file_ending"] = trainer.dataset_json["file_ending"]  # as the label maps to compare with
     network: Any = unwrapped(trainer.network)
     network.route = domain
     on_gpu = trainer.device.type == "cuda"

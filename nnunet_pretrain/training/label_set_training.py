@@ -152,7 +152,8 @@ class LabelSetSupervision(nnUNetTrainer):
         dataset_class = self.dataset_class or infer_dataset_class(str(folder))
         found, expected = dataset_class.get_identifiers(str(folder)), sorted(self.dataset_json["dataset"])
         check_preprocessed(folder, found, expected, plans_name)
-        check_labels(folder, expected, self.dataset_json, plans_name)
+        if self.settings.domains is None:  # cases of domains have labels of their own, and checks of their own
+            check_labels(folder, expected, self.dataset_json, plans_name)
         check_stored_ids(
             dataset_class(str(folder), expected), expected, self.label_sets, base / f"{folder.name}_checked.json"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_pretrain.checkpoints.branches import branch_names, chosen_branch
+from nnunet_pretrain.checkpoints.branches import branch_names, chosen_branch, is_encoder_of_many
 from nnunet_pretrain.checkpoints.classifiers import is_classifier
 from nnunet_pretrain.checkpoints.natural_images import natural_images_of
 from nnunet_pretrain.folders import nnunet_folder
@@ -26,7 +26,8 @@ class PlanOptions:
         checkpoint: Checkpoint of the pre-training, of any origin `inspect` reads.
         name: Name of the transfer; None takes the pre-training's dataset.
         keep: Whose spacing, patch and normalisation the plans take. None means the checkpoint's, but the target's for
-            one that was trained on natural images, or where `target_plans` are named.
+            one that was trained on natural images, for the encoder alone of one of many branches (each domain has
+            numbers of its own), or where `target_plans` are named.
         preset: Preset for the training on the target; None means the one of the pre-training, or default.
         branch: Domain whose branch is taken with the encoder, from a checkpoint of many branches: its name, or the
             number of its dataset. None takes the encoder alone from such a checkpoint.
@@ -73,7 +74,8 @@ def kept(options: PlanOptions, checkpoint: Mapping[str, Any]) -> Keep:
         )
     if options.keep == "pretrained" and options.target_plans is not None:
         raise ValueError("--keep pretrained takes the checkpoint's plan, --target-plans the target's; leave one out")
-    return options.keep or ("target" if natural or options.target_plans is not None else "pretrained")
+    own = natural or is_encoder_of_many(checkpoint, options.branch) or options.target_plans is not None
+    return options.keep or ("target" if own else "pretrained")
 
 
 def completed(options: PlanOptions, checkpoint: Mapping[str, Any], report: Report) -> PlanOptions:
@@ -93,7 +95,8 @@ def completed(options: PlanOptions, checkpoint: Mapping[str, Any], report: Repor
     if names:
         if options.heads:
             raise ValueError(f"heads belong to a branch; choose one with --branch: {', '.join(names)}")
-        also = f", and spacing and intensities of {names[0]}" if kept(options, checkpoint) == "pretrained" else ""
+        numbers = names[0] if kept(options, checkpoint) == "pretrained" else "the target"
+        also = f", with spacing and intensities of {numbers}"
         report(f"note: only the shared encoder is taken{also}; --branch takes one of {', '.join(names)} with it")
         return replace(options, parts="encoder")
     if not is_classifier(checkpoint) or options.parts == "encoder":
