@@ -1,4 +1,4 @@
-"""Classification without training: the table, crops, metrics, the network, and how a study draws its subsets."""
+"""Classification without training: the table, crops, the network, and how a study draws its subsets."""
 
 import json
 from itertools import pairwise
@@ -6,31 +6,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from classification_targets import write_csv
+from classification_targets import made_up, write_csv
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from small_checkpoints import NETWORKS, bits, checkpoint
 
 from nnunet_pretrain.checkpoints.classifiers import without_classifier
-from nnunet_pretrain.classification.crops import lesion_boxes, lesion_crop, whole_image
+from nnunet_pretrain.classification.crops import lesion_crop, whole_image
 from nnunet_pretrain.classification.labels import (
     Example,
     classes_by_case,
     read_examples,
     read_table,
-    stratified_folds,
     write_examples,
 )
-from nnunet_pretrain.classification.metrics import (
-    accuracy,
-    all_metrics,
-    auc,
-    auc_by_class,
-    balanced_accuracy,
-    brier,
-    calibration_error,
-    interval,
-    resampled,
-)
+from nnunet_pretrain.classification.lesions import lesion_boxes
+from nnunet_pretrain.classification.metrics import auc
 from nnunet_pretrain.classification.plan_classification import classifier_architecture, patch_of
 from nnunet_pretrain.networks.classifier import Classifier
 from nnunet_pretrain.networks.parts import layers_of, parts_of
@@ -106,82 +96,6 @@ def test_a_missing_table_and_wrong_json_are_refused(tmp_path):
         read_table(tmp_path, DATASET, CASES)
     with pytest.raises(FileNotFoundError, match="plan again"):
         read_examples(tmp_path / "none.json")
-
-
-def test_folds_share_out_every_class():
-    examples = [Example(f"c{i}", "rare" if i < 6 else "common") for i in range(40)]
-    folds = stratified_folds(examples)
-    assert len(folds) == 5
-    assert sorted(case for fold in folds for case in fold.val) == sorted(example.case for example in examples)
-    for fold in folds:
-        assert not set(fold.train) & set(fold.val)
-        assert sum(int(case[1:]) < 6 for case in fold.val) in (1, 2)
-        assert len(fold.val) == 8
-    assert len(stratified_folds(examples[4:])) == 2  # two cases of the rare class
-    assert stratified_folds(examples) == folds
-
-
-def brute_force_auc(positive, negative):
-    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in positive for b in negative]
-    return sum(pairs) / len(pairs)
-
-
-def made_up(examples=60, classes=3, seed=0):
-    rng = np.random.default_rng(seed)
-    truth = np.arange(examples) % classes
-    logits = rng.normal(size=(examples, classes)).round(1) + 1.2 * np.eye(classes)[truth]
-    return truth, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-
-
-def test_auc_counts_pairs():
-    truth, probabilities = made_up()
-    probabilities = probabilities.round(1)  # ties
-    expected = [brute_force_auc(p[truth == i], p[truth != i]) for i, p in enumerate(probabilities.T)]
-    assert auc_by_class(truth, probabilities).tolist() == pytest.approx(expected)
-    assert auc(truth, probabilities) == pytest.approx(np.mean(expected))
-    without = auc_by_class(truth[truth > 0], probabilities[truth > 0])
-    assert np.isnan(without[0])
-    assert auc(truth[truth > 0], probabilities[truth > 0]) == pytest.approx(np.mean(without[1:]))
-    assert np.isnan(auc(np.zeros(3, int), probabilities[:3]))
-
-
-def test_accuracy_calibration_and_brier():
-    truth = np.array([0, 0, 0, 1])
-    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
-    assert accuracy(truth, p) == 0.75
-    assert balanced_accuracy(truth, p) == pytest.approx((2 / 3 + 1) / 2)
-    # Two bins: none up to 0.5, all above; mean confidence 0.75.
-    assert calibration_error(truth, p, 2) == pytest.approx(0.0)
-    # Ten bins, closed above: each example alone but for rounding.
-    assert calibration_error(truth, p, 10) == pytest.approx((0.1 + 0.2 + 0.7 + 0.4) / 4)
-    assert brier(truth, p) == pytest.approx(2 * (0.01 + 0.04 + 0.49 + 0.16) / 4)
-
-
-def test_resampling_keeps_classes_and_whole_cases():
-    cases = ["a", "a", "b", "c", "d", "d"]
-    truth = np.array([0, 1, 0, 0, 0, 1])
-    for chosen in resampled(cases, truth, 50):
-        names = [cases[i] for i in chosen]
-        assert set(truth[chosen]) == {0, 1}
-        assert names.count("a") % 2 == 0
-        assert names.count("a") + names.count("d") == 4
-        assert names.count("b") + names.count("c") == 2
-
-
-def test_intervals_agree_with_hanley_and_mcneil():
-    truth, p = made_up(200, 2, 3)
-    found = interval(lambda chosen: auc(truth[chosen], p[chosen]), [str(i) for i in range(200)], truth)
-    a, n = found.mean, 100
-    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    error = np.sqrt((a * (1 - a) + (n - 1) * (q1 - a * a) + (n - 1) * (q2 - a * a)) / n**2)
-    assert found.low < a < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert found.cases == 200
-    doubled = interval(lambda chosen: auc(truth[chosen], p[chosen]), [str(i // 4) for i in range(200)], truth)
-    assert doubled.cases == 50
-    every = all_metrics([str(i) for i in range(200)], truth, p)
-    assert list(every) == ["AUC", "accuracy", "balanced_accuracy", "ECE", "Brier"]
-    assert all(one["low"] <= one["high"] for one in every.values())
 
 
 def test_lesions_are_found_largest_first_and_cut_around_their_middle():

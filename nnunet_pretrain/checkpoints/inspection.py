@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -146,5 +147,7 @@ def _describe_own(card: Card) -> list[str]:
         dice = ", ".join(f"{group} {metrics['Dice']:.3f}" for group, metrics in found["mean"].items())
         lines.append(f"  validation     {source}, {found['cases']} cases, Dice: {dice}")
     for name, found in card.validation.get("metrics", {}).items():
-        lines.append(f"  validation     {name} {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
+        known = not math.isnan(found["low"])
+        between = f"({found['low']:.3f} to {found['high']:.3f})" if known else "(too few cases for an interval)"
+        lines.append(f"  validation     {name} {found['value']:.3f} {between}")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from tqdm import tqdm
 
 from nnunet_pretrain.checkpoints.card import channel_names
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
-from nnunet_pretrain.classification.crops import Box, ids_of, lesion_boxes, lesion_crop, whole_image
+from nnunet_pretrain.classification.crops import lesion_crop, whole_image
 from nnunet_pretrain.classification.inference import probabilities_of, write_probabilities
 from nnunet_pretrain.classification.labels import Example
-from nnunet_pretrain.planning.settings import ClassificationSettings, PretrainSettings
+from nnunet_pretrain.classification.lesions import Box, boxes_in_image, ids_of, read_label_map
+from nnunet_pretrain.classification.resized_crops import centre_box, resized_volume
+from nnunet_pretrain.planning.settings import ClassificationSettings, NaturalImageSettings, PretrainSettings
+from nnunet_pretrain.training.depth_slices import grey_slices
 from nnunet_pretrain.transfer.pretrained_network import facts_of
 
 _SHOWN = 5
@@ -35,6 +39,7 @@ class _Model:
         configuration: Their configuration.
         dataset_json: The dataset they were trained on.
         classification: What they tell apart.
+        natural: How they learned from photographs, or None.
         networks: One per fold, with the axes each mirrors its images along.
         device: Where they are.
     """
@@ -43,6 +48,7 @@ class _Model:
     configuration: str
     dataset_json: Mapping[str, Any]
     classification: ClassificationSettings
+    natural: NaturalImageSettings | None
     networks: tuple[tuple[nn.Module, tuple[int, ...] | None], ...]
     device: torch.device
 
@@ -67,7 +73,8 @@ def classify(
 
     Images are preprocessed by nnU-Net's own preprocessor as the plans say; probabilities are averaged over folds and
     mirrorings. A model of lesions makes one row for every lesion it finds in the label maps: for every connected
-    component, the largest first, if it was trained on components, else for every label.
+    component, the largest first, if it was trained on components, else for every label. A model of photographs is
+    shown what its final validation showed it: the middle of an image, once, grey if it learned from grey ones.
 
     Args:
         images: Folder of images, named as in imagesTr (CASE_0000.nii.gz, ...).
@@ -84,7 +91,8 @@ def classify(
 
     Raises:
         FileNotFoundError: A folder, a checkpoint or an image of a channel is missing.
-        ValueError: The model is no classifier, label maps are missing or not wanted, or do not fit their images.
+        ValueError: The model is no classifier, or one that reads original photographs; label maps are missing or not
+            wanted, or do not fit their images.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -101,13 +109,14 @@ def classify(
     rows: list[Example] = []
     found: list[list[float]] = []
     for case, files in tqdm(cases.items(), desc="Classifying", unit="case"):
-        data, seg = _preprocessed(case, files, maps.get(case), plans, loaded)
+        label_map = maps.get(case)
+        data, properties = _preprocessed(case, files, label_map, plans, loaded)
         size = plans.get_configuration(loaded.configuration).patch_size
-        if lesions is None:
+        if label_map is None:
             rows.append(Example(case, ""))
-            found.append(loaded.probabilities(whole_image(data, size)).tolist())
+            found.append(loaded.probabilities(_whole(data, size, loaded.natural)).tolist())
             continue
-        boxes = _lesions(case, seg[0], loaded)
+        boxes = _lesions(case, label_map, plans, properties, data.shape[1:], loaded)
         if not boxes:
             report(f"note: {case} has none of {', '.join(wanted.lesions)} in its label map, so it gets no row")
         for example, box in boxes:
@@ -129,19 +138,34 @@ def _load(model: Path, folds: Sequence[str], name: str, device: str) -> _Model:
     checkpoints = [read_checkpoint(model / f"fold_{fold}" / name) for fold in folds or there]
     first = checkpoints[0]["init_args"]
     plans, dataset_json, configuration = first["plans"], first["dataset_json"], first["configuration"]
-    settings = PretrainSettings.from_plans(plans).classification
-    for fold, read in zip(folds or there, checkpoints, strict=True):
-        others = PretrainSettings.from_plans(read["init_args"]["plans"]).classification
-        if settings is None or others != settings:
+    every = [PretrainSettings.from_plans(read["init_args"]["plans"]) for read in checkpoints]
+    settings, natural = _common_settings(dict(zip(folds or there, every, strict=True)), model)
+    on = torch.device(device)
+    networks = tuple(_network(read, plans, configuration, dataset_json).to(on).eval() for read in checkpoints)
+    axes = [None if natural else read.get("inference_allowed_mirroring_axes") for read in checkpoints]
+    return _Model(plans, configuration, dataset_json, settings, natural, tuple(zip(networks, axes, strict=True)), on)
+
+
+def _common_settings(
+    settings: Mapping[str, PretrainSettings], model: Path
+) -> tuple[ClassificationSettings, NaturalImageSettings | None]:
+    """Returns what all folds say of classes and photographs; refuses what cannot be applied to new images."""
+    first = next(iter(settings.values()))
+    classification, natural = first.classification, first.natural_images
+    for fold, found in settings.items():
+        if classification is None or (found.classification, found.natural_images) != (classification, natural):
             raise ValueError(
                 f"fold {fold} of {model} is no classifier of the same classes as the first; give the model folder of "
                 f"nnUNetTrainerClassification"
             )
-    assert settings is not None
-    on = torch.device(device)
-    networks = tuple(_network(read, plans, configuration, dataset_json).to(on).eval() for read in checkpoints)
-    axes = [read.get("inference_allowed_mirroring_axes") for read in checkpoints]
-    return _Model(plans, configuration, dataset_json, settings, tuple(zip(networks, axes, strict=True)), on)
+    if natural is not None and natural.storage == "originals":
+        raise ValueError(
+            f"{model} reads photographs where they lie, which `classify` cannot: such a model is scored by its own "
+            f"final validation, and made to be transferred with `nnunet_pretrain plan_transfer`; to classify new "
+            f"photographs, train on a dataset of `nnunet_pretrain convert_2d --storage volumes`"
+        )
+    assert classification is not None
+    return classification, natural
 
 
 def _network(
@@ -189,23 +213,40 @@ def _label_maps(folder: Path, cases: Sequence[str], dataset_json: Mapping[str, A
     return {case: str(path) for case, path in paths.items()}
 
 
-def _preprocessed(case: str, files: list[str], label_map: str | None, plans: Any, model: _Model) -> tuple[Any, Any]:
-    """Returns image (channels, Z, Y, X) and label map (1, Z, Y, X) as nnU-Net preprocesses them."""
+def _preprocessed(
+    case: str, files: list[str], label_map: str | None, plans: Any, model: _Model
+) -> tuple[npt.NDArray[Any], Mapping[str, Any]]:
+    """Returns an image (channels, Z, Y, X) as nnU-Net preprocesses it, and what the preprocessor noted of it."""
     configuration = plans.get_configuration(model.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     try:
-        data, seg, _ = preprocessor.run_case(files, label_map, plans, configuration, dict(model.dataset_json))
+        # The label map decides with the image what counts as outside the body for the normalisation.
+        data, _, properties = preprocessor.run_case(files, label_map, plans, configuration, dict(model.dataset_json))
     except (AssertionError, RuntimeError) as error:
         given = [*files, *([label_map] if label_map else [])]
         raise ValueError(f"case {case} cannot be preprocessed: {error}; look at {', '.join(given)}") from error
-    return data, seg
+    return data, properties
 
 
-def _lesions(case: str, seg: npt.NDArray[Any], model: _Model) -> list[tuple[Example, Box]]:
-    """Returns the lesions of a label map (Z, Y, X) with their boxes."""
+def _whole(
+    data: npt.NDArray[Any], size: Sequence[int], natural: NaturalImageSettings | None
+) -> npt.NDArray[np.float32]:
+    """Returns what the network sees of an image (channels, Z, Y, X), shape (channels, *size)."""
+    if natural is None:
+        return whole_image(data, size)
+    middle = resized_volume(data, partial(centre_box, size=size[1:]), size)
+    return grey_slices(torch.from_numpy(middle)).numpy() if natural.slices == "grey" else middle
+
+
+def _lesions(
+    case: str, label_map: str, plans: Any, properties: Mapping[str, Any], shape: Sequence[int], model: _Model
+) -> list[tuple[Example, Box]]:
+    """Returns the lesions of a label map as it was given, with their boxes in the preprocessed image (Z, Y, X)."""
     wanted, found = model.classification, []
+    seg = read_label_map(Path(label_map), plans, properties)
     for lesion in wanted.lesions:
-        boxes = lesion_boxes(seg, ids_of(lesion, model.dataset_json), wanted.components)
+        ids = ids_of(lesion, model.dataset_json)
+        boxes = boxes_in_image(seg, ids, wanted.components, plans, properties, shape)
         for number, box in enumerate(boxes, 1):
             found.append((Example(case, "", lesion, number if wanted.components else None), box))
     return found

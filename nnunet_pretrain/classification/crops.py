@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,95 +10,15 @@ import numpy.typing as npt
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd  # type: ignore[import-untyped]
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from scipy import ndimage
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from nnunet_pretrain.classification.labels import Example
-from nnunet_pretrain.files import read_json, write_json
+from nnunet_pretrain.classification.lesions import Box
 
 Array = npt.NDArray[Any]
-Box = tuple[tuple[int, int], ...]
-"""First and one past the last voxel along each axis."""
 
 MAX_CACHED_BYTES = 256 << 20
 """Of resampled whole images, in every process that loads."""
-_SHOWN = 5
-
-
-def ids_of(lesion: str, dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the ids of a label, or of all members of a region."""
-    value = dataset_json["labels"][lesion]
-    return tuple(int(i) for i in (value if isinstance(value, (list, tuple)) else [value]))
-
-
-def lesion_boxes(seg: Array, ids: Sequence[int], components: bool) -> list[Box]:
-    """Finds the lesions of one label.
-
-    Args:
-        seg: Label map, shape (Z, Y, X).
-        ids: Ids of the label.
-        components: Whether each connected component (26 neighbours) is a lesion, the largest first; otherwise all
-            voxels together are one.
-
-    Returns:
-        Their boxes; none if no voxel has the label.
-    """
-    mask = np.isin(seg, ids)
-    if not components:
-        return [tuple((s.start, s.stop) for s in found) for found in ndimage.find_objects(mask.astype(np.uint8))]
-    numbered, _ = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    sizes = np.bincount(numbered.ravel())[1:]
-    boxes = ndimage.find_objects(numbered)
-    return [tuple((s.start, s.stop) for s in boxes[i]) for i in np.argsort(-sizes, kind="stable")]
-
-
-def find_boxes(
-    dataset: nnUNetBaseDataset, examples: Sequence[Example], dataset_json: Mapping[str, Any], memory: Path
-) -> dict[str, Box]:
-    """Finds the lesions of a table in preprocessed label maps, once.
-
-    Args:
-        dataset: nnU-Net's preprocessed dataset.
-        examples: Examples with lesions.
-        dataset_json: The dataset's.
-        memory: File that keeps what was found; a case whose preprocessed label map is newer is looked at again.
-
-    Returns:
-        Key of the example to its box.
-
-    Raises:
-        ValueError: A lesion has no voxels.
-    """
-    known: dict[str, Any] = read_json(memory) if memory.is_file() else {}
-    wanted = sorted({(e.case, e.lesion or "", e.component is not None) for e in examples})
-    found: dict[tuple[str, str, bool], list[Box]] = {}
-    for case, lesion, components in tqdm(wanted, desc="Finding lesions", disable=len(wanted) < 100):
-        name = f"{case} {lesion} {'components' if components else 'whole'}"
-        changed = Path(dataset.source_folder, f"{case}_seg.b2nd")
-        stamp = changed.stat().st_mtime_ns if changed.is_file() else 0
-        if known.get(name, {}).get("changed") != stamp:
-            seg = np.asarray(dataset.load_case(case)[1][0])
-            boxes = lesion_boxes(seg, ids_of(lesion, dataset_json), components)
-            known[name] = {"changed": stamp, "boxes": boxes}
-        found[case, lesion, components] = [tuple(map(tuple, box)) for box in known[name]["boxes"]]
-    write_json(memory, known)
-    boxes_of = {}
-    missing = []
-    for example in examples:
-        boxes = found[example.case, example.lesion or "", example.component is not None]
-        number = (example.component or 1) - 1
-        if number < len(boxes):
-            boxes_of[example.key] = boxes[number]
-        else:
-            missing.append(f"{example.key} (there are {len(boxes)})")
-    if missing:
-        raise ValueError(
-            f"{len(missing)} rows of the classification's table are about lesions without voxels in the preprocessed "
-            f"label maps: {', '.join(missing[:_SHOWN])}; remove these rows, or correct the label maps and preprocess "
-            f"again, then plan again"
-        )
-    return boxes_of
 
 
 def lesion_crop(data: Any, box: Box, size: Sequence[int], outside: int = 0) -> Array:

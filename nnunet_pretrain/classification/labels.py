@@ -9,15 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunet_pretrain.files import read_json, write_json
-from nnunet_pretrain.planning.settings import Fold
 
 TABLE = "classification"
 COLUMNS = ("case", "class", "lesion", "component")
-FOLDS = 5
-FOLD_SEED = 12345
 _SHOWN = 5
 
 
@@ -179,27 +174,3 @@ def classes_by_case(examples: Sequence[Example]) -> dict[str, frozenset[str]]:
     for example in examples:
         found[example.case].add(example.label)
     return {case: frozenset(classes) for case, classes in found.items()}
-
-
-def stratified_folds(examples: Sequence[Example], seed: int = FOLD_SEED) -> tuple[Fold, ...]:
-    """Splits the cases into folds in which every class has its share.
-
-    Cases are shuffled among those with the same classes and dealt out in turn, the rarest first. There are five folds,
-    or as many as the rarest class has cases.
-
-    Args:
-        examples: The rows of a checked table.
-        seed: Seed of the shuffling.
-    """
-    groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for case, classes in sorted(classes_by_case(examples).items()):
-        groups[tuple(sorted(classes))].append(case)
-    number = min(FOLDS, *(len(cases) for cases in cases_by_class(examples).values()))
-    rng = np.random.default_rng(seed)
-    dealt: list[str] = []
-    for _, cases in sorted(groups.items(), key=lambda item: (len(item[1]), item[0])):
-        dealt += [cases[i] for i in rng.permutation(len(cases))]
-    held_out = [dealt[fold::number] for fold in range(number)]
-    return tuple(
-        Fold(train=tuple(sorted(set(dealt) - set(val))), val=tuple(sorted(val))) for val in map(list, held_out)
-    )

@@ -1,13 +1,14 @@
 """How good probabilities of classes are, with intervals over cases.
 
 Cases are the sample, so intervals come from resampling cases with all their examples (percentile bootstrap: Efron &
-Tibshirani 1993), among cases with the same classes, so that every draw has every class.
+Tibshirani 1993), among cases with the same classes, so that draws have the same classes. A case that is the only one
+with its classes would be in every draw, as if it were known for certain: such cases are drawn among each other.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,15 @@ BINS = 15
 """Of the calibration error, as in Guo et al., ICML 2017."""
 DRAWS = 2_000
 LEVEL = 0.95
+MIN_SHARE = 0.9
+"""Of the draws that must have a value; of the others the interval would say nothing."""
 
 METHOD = (
-    f"AUC: one class against the others (Mann-Whitney), mean over classes. ECE: expected calibration error of the most "
-    f"probable class, {BINS} bins of equal width (Guo et al., ICML 2017). Brier: sum over classes of the squared error "
-    f"(Brier 1950). Intervals: 95 %, percentile bootstrap over cases among those with the same classes, {DRAWS} draws "
-    f"(Efron & Tibshirani 1993)."
+    f"AUC: one class against the others (Mann-Whitney), mean over the classes there are. ECE: expected calibration "
+    f"error of the most probable class, {BINS} bins of equal width (Guo et al., ICML 2017). Brier: sum over classes of "
+    f"the squared error (Brier 1950). Intervals: 95 %, percentile bootstrap over cases, {DRAWS} draws (Efron & "
+    f"Tibshirani 1993), among those with the same classes; cases that share theirs with no other are drawn among each "
+    f"other. An interval is unknown (NaN) with one case, or if fewer than {MIN_SHARE:.0%} of the draws have a value."
 )
 
 
@@ -103,8 +107,8 @@ class Interval:
 
     Attributes:
         mean: The value.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
+        low: Lower end of the 95 % interval; NaN if it is unknown.
+        high: Upper end; NaN if it is unknown.
         cases: Number of cases.
     """
 
@@ -114,8 +118,31 @@ class Interval:
     cases: int
 
 
+def strata(cases: Sequence[str], truth: Indices) -> list[list[str]]:
+    """Groups the cases that are drawn among each other.
+
+    Args:
+        cases: Case of each example.
+        truth: Class of each example, shape (examples,).
+
+    Returns:
+        The cases with the same classes, and together those whose classes no other case has. If that is only one case,
+        all cases are one group, for alone it would be in every draw.
+    """
+    classes: defaultdict[str, set[int]] = defaultdict(set)
+    for case, found in zip(cases, truth.tolist(), strict=True):
+        classes[case].add(found)
+    alike: defaultdict[frozenset[int], list[str]] = defaultdict(list)
+    for case, own in classes.items():
+        alike[frozenset(own)].append(case)
+    alone = [group[0] for group in alike.values() if len(group) == 1]
+    if len(alone) == 1:
+        return [list(classes)]
+    return [*(group for group in alike.values() if len(group) > 1), *([alone] if alone else [])]
+
+
 def resampled(cases: Sequence[str], truth: Indices, draws: int = DRAWS, seed: int = 0) -> Iterator[Indices]:
-    """Draws cases with replacement among those with the same classes.
+    """Draws cases with replacement within `strata`.
 
     Args:
         cases: Case of each example.
@@ -128,13 +155,9 @@ def resampled(cases: Sequence[str], truth: Indices, draws: int = DRAWS, seed: in
     """
     rng = np.random.default_rng(seed)
     members = {case: np.flatnonzero(np.array(cases) == case) for case in dict.fromkeys(cases)}
-    strata: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
-    for case, positions in members.items():
-        strata[tuple(np.unique(truth[positions]).tolist())].append(case)
+    groups = strata(cases, truth)
     for _ in range(draws):
-        yield np.concatenate(
-            [members[group[i]] for group in strata.values() for i in rng.integers(0, len(group), len(group))]
-        )
+        yield np.concatenate([members[group[i]] for group in groups for i in rng.integers(0, len(group), len(group))])
 
 
 def interval(
@@ -143,21 +166,34 @@ def interval(
     """Estimates a value and its interval.
 
     Args:
-        value: From positions of examples to the value on them.
+        value: From positions of examples to the value on them; NaN where it has none.
         cases: Case of each example.
         truth: Class of each example, shape (examples,).
-        draws: Bootstrap draws.
+        draws: Bootstrap draws; those without a value are left out.
         seed: Seed of the draws.
+
+    Returns:
+        Value and interval. The interval is unknown, NaN, with one case, or if fewer than `MIN_SHARE` of the draws have
+        a value.
     """
+    whole, number = value(np.arange(len(truth))), len(set(cases))
     found = np.array([value(chosen) for chosen in resampled(cases, truth, draws, seed)])
     found = found[np.isfinite(found)]
-    whole = value(np.arange(len(truth)))
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(found) else (np.nan, np.nan)
-    return Interval(whole, float(low), float(high), len(set(cases)))
+    if number < 2 or len(found) < max(1, MIN_SHARE * draws):
+        return Interval(whole, float("nan"), float("nan"), number)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(whole, float(low), float(high), number)
+
+
+def interval_text(metric: Mapping[str, float]) -> str:
+    """Returns the interval of one of `all_metrics` for people to read."""
+    if not np.isfinite([metric["low"], metric["high"]]).all():
+        return "interval unknown: too few cases"
+    return f"{metric['low']:.4f} to {metric['high']:.4f}"
 
 
 def all_metrics(cases: Sequence[str], truth: Indices, probabilities: Values) -> dict[str, dict[str, Any]]:
-    """Returns every metric with its interval, as plain values.
+    """Returns every metric with its interval, as plain values; NaN, in JSON as well, for what is unknown.
 
     Args:
         cases: Case of each example.

@@ -10,12 +10,12 @@ from typing import Any
 
 from nnunet_pretrain.checkpoints.branches import ordinary
 from nnunet_pretrain.checkpoints.pretrained import read_pretrained
+from nnunet_pretrain.classification.folds import stratified_folds, usable
 from nnunet_pretrain.classification.labels import (
     TABLE,
     Example,
     classes_of,
     read_table,
-    stratified_folds,
     write_examples,
 )
 from nnunet_pretrain.files import read_json, write_json
@@ -65,7 +65,8 @@ def plan_classification(
 
     Raises:
         FileNotFoundError: Checkpoint, dataset or table is missing.
-        ValueError: As `plan_transfer`, or the table is wrong, the network has no encoder of its own, or is 2D.
+        ValueError: As `plan_transfer`, or the table is wrong or has no usable folds, or the network has no encoder of
+            its own, or is 2D.
     """
     name = dataset_name(options.dataset)
     raw = nnunet_folder("nnUNet_raw") / name
@@ -171,20 +172,13 @@ def _folds(plans: Path, examples: Sequence[Example], exclude_leaked: bool, repor
     """Returns folds for the plans, or None to use splits_final.json."""
     splits, leakage = plans.with_name(SPLITS), plans.with_name(f"leakage_{plans.stem}.json")
     leaked = {entry["case"] for entry in read_json(leakage)["cases"]} if exclude_leaked and leakage.is_file() else set()
-    folds = stratified_folds(examples)
     own = splits.is_file() and all(usable(fold["train"], fold["val"], examples) for fold in read_json(splits))
-    if splits.is_file() and not own:
+    if own:
+        return moved_to_training(leaked, read_json(splits)) if leaked else None
+    folds = stratified_folds(examples)
+    if splits.is_file():
         report(f"note: a fold of {splits} lacks a class; the plans get {len(folds)} folds that share out every class")
-    if own and not leaked:
-        return None
-    given = read_json(splits) if own else [fold.model_dump() for fold in folds]
-    return moved_to_training(leaked, given)
-
-
-def usable(training: Sequence[str], validation: Sequence[str], examples: Sequence[Example]) -> bool:
-    """Whether a fold has every class to train on, and at least two held out."""
-    seen, held_out = ({e.label for e in examples if e.case in set(part)} for part in (training, validation))
-    return seen == set(classes_of(examples)) and len(held_out) > 1
+    return moved_to_training(leaked, [fold.model_dump() for fold in folds])
 
 
 def _with_classes(

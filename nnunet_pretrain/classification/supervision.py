@@ -22,10 +22,11 @@ from torch import distributed as dist
 from torch import nn
 
 from nnunet_pretrain.checkpoints.described import DescribedCheckpoints
-from nnunet_pretrain.classification.crops import Box, ExampleImages, find_boxes
+from nnunet_pretrain.classification.crops import ExampleImages
 from nnunet_pretrain.classification.inference import autocast_on, probabilities_of, write_probabilities
 from nnunet_pretrain.classification.labels import TABLE, Example, read_examples
-from nnunet_pretrain.classification.metrics import METHOD, all_metrics, auc, auc_by_class
+from nnunet_pretrain.classification.lesions import Box, find_boxes
+from nnunet_pretrain.classification.metrics import METHOD, all_metrics, auc, auc_by_class, interval_text
 from nnunet_pretrain.files import write_json
 from nnunet_pretrain.planning.settings import ClassificationSettings, PretrainSettings
 from nnunet_pretrain.training.distributed import unwrapped
@@ -176,11 +177,10 @@ class ClassificationSupervision(nnUNetTrainer):
         dataset_training, dataset_validation = super().get_tr_and_val_datasets()
         boxes = None
         if self.classification.crop == "lesion":
-            found_in = f"lesions_{self.configuration_manager.data_identifier}.json"
-            memory = Path(self.preprocessed_dataset_folder_base, found_in)
+            base = Path(self.preprocessed_dataset_folder_base)
             parts = {*dataset_training.identifiers, *dataset_validation.identifiers}
             used = [e for e in self.examples.values() if e.case in parts]
-            boxes = find_boxes(dataset_training, used, self.dataset_json, memory)
+            boxes = find_boxes(dataset_training, used, self.plans_manager, self.dataset_json, base)
             self._warn_of_large(boxes)
         keys, held_out = (
             [key for key, example in self.examples.items() if example.case in set(dataset.identifiers)]
@@ -279,7 +279,7 @@ class ClassificationSupervision(nnUNetTrainer):
         summary = {"classes": {name: counts[name] for name in classes}, "metrics": metrics, "method": METHOD}
         write_json(folder / "summary.json", {**summary, "metric_per_case": rows})
         for name, one in metrics.items():
-            self.print_to_log_file(f"Validation {name}: {one['value']:.4f} ({one['low']:.4f} to {one['high']:.4f})")
+            self.print_to_log_file(f"Validation {name}: {one['value']:.4f} ({interval_text(one)})")
 
     def _images_to_validate(self) -> ExampleImages:
         """Returns the held-out images; with --val no training has looked for them."""

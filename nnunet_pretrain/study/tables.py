@@ -26,10 +26,12 @@ def share(entry: Mapping[str, Any]) -> str:
 
 
 def with_interval(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """Returns an estimate with its interval."""
+    """Returns an estimate with its interval, if there are cases enough for one."""
     if math.isnan(estimate["mean"]):
         return "none"
     sign = "+" if signed else ""
+    if math.isnan(estimate["low"]):
+        return f"{estimate['mean']:{sign}.3f} (too few cases for an interval)"
     return f"{estimate['mean']:{sign}.3f} ({estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f})"
 
 
