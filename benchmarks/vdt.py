@@ -7,6 +7,7 @@ labelled cases. The pre-trainings of the shapes have two controls: `grey` repeat
 `nnunet_pretrain study` trains the target from each of them and from scratch; all arms share plans, steps, schedule,
 subsets and seeds, which is checked.
 
+`--study long` trains on all labelled cases with four times the steps, also from the encoder of the masks alone.
 `--study speed` times training steps of real trainers on equal made-up batches in alternating pairs (`vdt_steps.py`);
 `--study readout` compares two readouts of the classifier (`vdt_readout.py`).
 How fast images are read is measured by `natural_images.py`.
@@ -22,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from joined_studies import check_equal, epochs_table, gain_table, join
@@ -42,6 +43,9 @@ from nnunet_pretrain.planning.settings import VDT_PLANS, transfer_plans_names
 from nnunet_pretrain.study.summary import CONTROL
 from nnunet_pretrain.study.tables import table
 
+if TYPE_CHECKING:
+    from nnunet_pretrain.study import StudyOptions
+
 LABELS = {
     "liver": ("liver", "liver_tumor", "hepatic_vessel"),
     "kidneys": ("kidney_left", "kidney_right", "kidney_tumor", "kidney_cyst"),
@@ -50,6 +54,7 @@ LABELS = {
 }
 TARGET, TARGET_PLANS = "Dataset940_PhantomCT", "nnUNetTinyPlans"
 FIRST_SEED = {"target": 80_000, "test": 81_000}
+LONGER = 4
 VARIANTS = {"": "", "grey": "__grey", "unshuffled": "__unshuffled"}
 """What a pre-training is called beside its pretext, and the ending of its plans."""
 
@@ -192,27 +197,15 @@ def pretext_table(work: Path, names: Sequence[str]) -> str:
 
 def study(work: Path, scale: Scale, names: Sequence[str], arguments: argparse.Namespace) -> None:
     """Runs one study per pretext, the control in that of the first only, and prints one table of all."""
-    from nnunet_pretrain.study import StudyOptions, run_study
+    from nnunet_pretrain.study import run_study
 
     parts: dict[Path, dict[str, str]] = {}
     for name in names:
         further = [variant for variant in PRETEXTS[name].variants if variant]
         arms = ["pretrained", *(f"{variant}={checkpoint_file(work, name, variant)}" for variant in further)]
-        folder = run_study(
-            StudyOptions(
-                dataset=TARGET,
-                checkpoint=checkpoint_file(work, name, ""),
-                name=name,
-                preset=str(preset_file(work)),
-                fractions=scale.fractions,
-                seeds=arguments.seeds or scale.seeds,
-                arms=tuple([CONTROL, *arms] if name == names[0] else arms),
-                jobs=arguments.jobs,
-                device=arguments.device,
-                num_processes=4 if arguments.device == "cuda" else 1,
-                nsd_mm=scale.spacing_mm,
-            )
-        )
+        own_arms = tuple([CONTROL, *arms] if name == names[0] else arms)
+        preset, start = preset_file(work), checkpoint_file(work, name, "")
+        folder = run_study(_study_options(name, start, preset, scale.fractions, own_arms, scale, arguments))
         preprocessed = work / "nnUNet_preprocessed" / TARGET
         check_equal(preprocessed, transfer_plans_names(names[0])[1], transfer_plans_names(name)[1])
         own = {variant: start_of(name, variant) for variant in further}
@@ -223,9 +216,47 @@ def study(work: Path, scale: Scale, names: Sequence[str], arguments: argparse.Na
     print("\n\n".join([report, epochs_table(cells), *gains]))
 
 
+def _study_options(
+    name: str,
+    checkpoint: Path,
+    preset: Path,
+    fractions: tuple[float, ...],
+    arms: tuple[str, ...],
+    scale: Scale,
+    arguments: argparse.Namespace,
+) -> StudyOptions:
+    from nnunet_pretrain.study import StudyOptions  # not sooner: nnU-Net reads its folders when it is imported
+
+    return StudyOptions(
+        dataset=TARGET,
+        checkpoint=checkpoint,
+        name=name,
+        preset=str(preset),
+        fractions=fractions,
+        seeds=arguments.seeds or scale.seeds,
+        arms=arms,
+        jobs=arguments.jobs,
+        device=arguments.device,
+        num_processes=4 if arguments.device == "cuda" else 1,
+        nsd_mm=scale.spacing_mm,
+    )
+
+
+def long_study(work: Path, scale: Scale, arguments: argparse.Namespace) -> None:
+    """Trains on all labelled cases with LONGER times the steps, also from encoders alone."""
+    from nnunet_pretrain.study import run_study
+
+    preset = read_json(preset_file(work))
+    preset["transfer"]["num_iterations_per_epoch"] *= LONGER
+    path = work / "long.json"
+    write_json(path, preset)
+    arms = (CONTROL, "pretrained", "encoder-only", f"classes={checkpoint_file(work, 'classes', '')}")
+    run_study(_study_options("long", checkpoint_file(work, "masks", ""), path, (1.0,), arms, scale, arguments))
+
+
 def main() -> None:
     """Prepares what is missing and runs a study."""
-    parser = parser_of_studies(__doc__, ("transfer", "prepare", "speed", "readout"), SCALES)
+    parser = parser_of_studies(__doc__, ("transfer", "long", "prepare", "speed", "readout"), SCALES)
     parser.add_argument("--pretexts", nargs="+", choices=list(PRETEXTS), default=list(PRETEXTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of timed steps on the CPU")
     arguments = parser.parse_args()
@@ -245,6 +276,9 @@ def main() -> None:
     target_plans = prepare_target(work, scale)
     for name in arguments.pretexts:
         pretrain(work, name, scale, target_plans, arguments.device)
+    if arguments.study == "long":
+        print(f"{session(arguments.device)}\n")
+        long_study(work, scale, arguments)
     if arguments.study == "transfer":
         study(work, scale, arguments.pretexts, arguments)
 
