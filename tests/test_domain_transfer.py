@@ -383,7 +383,7 @@ def plan(target):
         path = save_as_trained(target / f"trained/{name}", branched(branch=kind))
         weights = target / f"{name}.pth"
         fixed = {"preset": str(target / "med3d.json"), "num_processes": 1, "weights": weights}
-        names = {} if kind == "unet" else {"name": name}
+        names = {} if kind == "unet" and "keep" not in options else {"name": name}  # no plans in place of others
         return plan_transfer(PlanOptions(940, path, **fixed, **names, **options), said.append), said, weights
 
     return planned
