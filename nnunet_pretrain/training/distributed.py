@@ -158,6 +158,13 @@ class DistributedTraining(nnUNetTrainer):
         self.is_ddp = self.is_ddp or isinstance(self.network, DistributedDataParallel)
         return super()._build_loss()
 
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As nnU-Net; then all processes validate with the first one's running statistics, which checkpoints hold."""
+        super().on_train_epoch_end(train_outputs)
+        if self.is_ddp:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+
     def on_train_start(self) -> None:
         """As nnU-Net, without two races between processes.
 
