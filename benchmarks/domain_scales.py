@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workspace import epochs_of
@@ -41,6 +41,21 @@ class Scale:
     pairs: int
 
 
+SMALL = Scale(
+    spacing_mm=9,
+    cases=12,
+    target_cases=20,
+    test_cases=8,
+    fractions=(0.1, 0.3, 1),
+    seeds=3,
+    starts=("all", "ct-alone", "t1-alone", "inverted-alone"),
+    network={"patch_size": [24, 32, 32], "base_features": 8},
+    pretraining={**epochs_of(12, 75, 6, 6), "oversample_foreground_percent": 0.5},
+    transfer={**epochs_of(20, 15, 2, 20), "warmup_epochs": 2},
+    timed=(((24, 32, 32), (16, 32, 64)), ((48, 64, 64), (16, 32, 64, 128))),
+    pairs=21,
+)
+
 SCALES = {
     "test": Scale(
         spacing_mm=12,
@@ -56,34 +71,13 @@ SCALES = {
         timed=(((16, 16, 16), (4, 8, 8)),),
         pairs=2,
     ),
-    "small": Scale(
-        spacing_mm=9,
-        cases=12,
-        target_cases=20,
-        test_cases=8,
-        fractions=(0.1, 0.3, 1),
-        seeds=3,
-        starts=("all", "ct-alone", "t1-alone", "inverted-alone"),
-        network={"patch_size": [24, 32, 32], "base_features": 8},
-        pretraining={**epochs_of(12, 75, 6, 6), "oversample_foreground_percent": 0.5},
-        transfer={**epochs_of(20, 15, 2, 20), "warmup_epochs": 2},
-        timed=(((24, 32, 32), (16, 32, 64)), ((48, 64, 64), (16, 32, 64, 128))),
-        pairs=21,
-    ),
-    # As "small", with three times the pre-training and four times the training.
-    "long": Scale(
-        spacing_mm=9,
-        cases=12,
-        target_cases=20,
-        test_cases=8,
+    "small": SMALL,
+    "long": replace(  # three times the pre-training, four times the training
+        SMALL,
         fractions=(0.1, 1),
-        seeds=3,
         starts=("all", "t1-alone"),
-        network={"patch_size": [24, 32, 32], "base_features": 8},
-        pretraining={**epochs_of(36, 75, 6, 6), "oversample_foreground_percent": 0.5},
-        transfer={**epochs_of(20, 60, 2, 5), "warmup_epochs": 2},
-        timed=(((24, 32, 32), (16, 32, 64)),),
-        pairs=21,
+        pretraining={**SMALL.pretraining, **epochs_of(36, 75, 6, 6)},
+        transfer={**SMALL.transfer, **epochs_of(20, 60, 2, 5)},
     ),
     "large": Scale(
         spacing_mm=3,

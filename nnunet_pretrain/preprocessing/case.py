@@ -67,7 +67,7 @@ class Recipe:
             {key: self.configuration.get(key) for key in (*_CONFIGURATION_KEYS, *_RESAMPLING_KEYS)},
             self.labels,
         ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return _digest_of(facts)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def _hidden_beside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}")
 
 
-def _labels_digest(labels: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
+def _digest_of(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def labels_of(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def cases_of_other_labels(folder: Path, cases: Iterable[str], dataset_json: Mapp
         cases: Names of cases.
         dataset_json: What dataset.json says now.
     """
-    hidden, now = _hidden_beside(folder), _labels_digest(labels_of(dataset_json))
+    hidden, now = _hidden_beside(folder), _digest_of(labels_of(dataset_json))
     found = []
     for case in cases:
         try:
@@ -203,7 +203,7 @@ def make_case(recipe: Recipe, files: CaseInput) -> str | None:
     except Exception as error:  # one damaged file among thousands must not end the run
         remove_case(recipe, files.case)
         return f"case {files.case}: {_reason(recipe, files, error)}"
-    record = {"digest": recipe.digest, "labels": _labels_digest(recipe.labels), "inputs": inputs, "outputs": outputs}
+    record = {"digest": recipe.digest, "labels": _digest_of(recipe.labels), "inputs": inputs, "outputs": outputs}
     write_json(_record_path(recipe, files.case), record)
     return None
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_pretrain.classification.folds import usable
 from nnunet_pretrain.classification.labels import TABLE, Example, classes_by_case, read_examples
 from nnunet_pretrain.classification.metrics import DRAWS, METHOD, METRICS, Indices, Values, interval
-from nnunet_pretrain.classification.plan_classification import TRAINER, plan_classification, usable
+from nnunet_pretrain.classification.plan_classification import TRAINER, plan_classification
 from nnunet_pretrain.files import read_json, sha256_of, written_atomically
 from nnunet_pretrain.folders import nnunet_folder
 from nnunet_pretrain.planning.settings import PretrainSettings
