@@ -11,6 +11,7 @@ together. `torchrun --local-ranks-filter 0` shows the output of one process per 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -141,11 +142,16 @@ def _check_arguments(arguments: argparse.Namespace, distributed: bool) -> None:
 
 
 def _prepare_environment(device: str, distributed: bool) -> None:
-    """Sets what nnU-Net reads from the environment when it is imported, and threads as nnU-Net does."""
+    """Sets what nnU-Net reads from the environment when it is imported, and threads as nnU-Net does.
+
+    torchrun starts Python unbuffered: each part of a line is written by itself, and other processes may write between.
+    """
     if str(leaf("trainers")) not in os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep):
         os.environ[TRAINER_VARIABLE] = trainer_search_path()
     processes = int(os.environ["LOCAL_WORLD_SIZE"]) if distributed else 1
     if distributed:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True, write_through=False)
         # nnU-Net computes the final metrics on one machine, with this number of workers for each process of the run.
         machines = max(1, int(os.environ["WORLD_SIZE"]) // processes)
         os.environ.setdefault("nnUNet_def_n_proc", str(max(1, 8 // machines)))

@@ -1,5 +1,6 @@
 """Training by several processes: devices, equal gradients, and real runs of two processes on the CPU (gloo)."""
 
+import io
 import json
 import os
 import shutil
@@ -208,6 +209,32 @@ def test_a_user_error_is_one_line_and_exit_code_2(name, planned, monkeypatch, ca
     assert len(lines) == 1
     assert lines[0].startswith("nnunet_pretrain.train: error: ")
     assert message in lines[0]
+
+
+class Writes(io.RawIOBase):
+    """An output that remembers what each system call would have written."""
+
+    def __init__(self):
+        self.written = []
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.written.append(bytes(data))
+        return len(data)
+
+
+def test_processes_of_torchrun_write_whole_lines(planned, monkeypatch):
+    output = Writes()
+    for variable in train.TORCHRUN_VARIABLES:
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    monkeypatch.setenv(TRAINER_VARIABLE, "")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="utf-8", write_through=True))  # python -u
+    assert train.main(["905", "3d_fullres", "all", "-device", "cpu"]) == 2
+    print("rank 1:", "predicting", "a case")  # noqa: T201 - as nnU-Net does
+    assert output.written[-1] == b"rank 1: predicting a case\n"
 
 
 def test_half_of_torchruns_variables_is_a_user_error(planned, monkeypatch, capsys):
