@@ -37,6 +37,11 @@ def trainer_search_path() -> str:
     return os.pathsep.join([ours, *others])
 
 
+def command_environment() -> dict[str, str]:
+    """Returns variables of the nnU-Net commands we start: they find our trainers, and their logs grow line by line."""
+    return {TRAINER_VARIABLE: trainer_search_path(), "PYTHONUNBUFFERED": "1"}
+
+
 def export_line() -> str:
     """Returns the shell line for `eval "$(nnunet_pretrain env)"`."""
     return f"export {TRAINER_VARIABLE}={shlex.quote(trainer_search_path())}"

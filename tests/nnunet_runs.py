@@ -51,7 +51,7 @@ def run(command, environment):
         encoding="utf-8",
         check=False,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-20_000:]}"
     return done.stdout + done.stderr
 
 

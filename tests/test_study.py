@@ -434,7 +434,8 @@ def test_a_real_study_is_resumed_extended_and_refuses_other_options(pretrained, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_saves_and_goes_on(pretrained, tiny_study, tmp_path):
+def test_an_interrupted_study_saves_and_goes_on(pretrained, tiny_study, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # the log must grow while the run goes on, without it too
     preset = json.loads((tmp_path / "short.json").read_text(encoding="utf-8"))
     preset["transfer"].update(num_iterations_per_epoch=15, save_every=1)
     (tmp_path / "short.json").write_text(json.dumps(preset), encoding="utf-8")

@@ -195,9 +195,13 @@ def test_what_does_not_go_together_is_refused(target, wanted):
     file = natural_checkpoint(target)
     other = write_target_plans(target, name="nnUNetOtherPlans", dataset_name="Dataset028_Other")
     plans = {} if "heads" in wanted else {"target_plans": other}
-    with pytest.raises(ValueError, match=r"are those of photographs|but the target is Dataset027_Target|has no heads"):
-        plan_transfer(options(file, **wanted, **plans))
-    other.unlink()
+    try:
+        with pytest.raises(
+            ValueError, match=r"are those of photographs|but the target is Dataset027_Target|has no heads"
+        ):
+            plan_transfer(options(file, **wanted, **plans))
+    finally:
+        other.unlink()
 
 
 def test_without_those_plans_nnunet_plans_the_target_anew(target):
@@ -206,8 +210,10 @@ def test_without_those_plans_nnunet_plans_the_target_anew(target):
     stock = target / f"nnUNet_preprocessed/{TARGET}/nnUNetPlans.json"
     content = stock.read_text(encoding="utf-8")
     stock.unlink()
-    planned = plan_transfer(options(file, name="anew"), lines.append)
-    stock.write_text(content, encoding="utf-8")
+    try:
+        planned = plan_transfer(options(file, name="anew"), lines.append)
+    finally:
+        stock.write_text(content, encoding="utf-8")
     assert any("is not there; the target is planned anew" in line for line in lines)
     plans = read_json(planned.transfer)
     chosen = plans["configurations"]["3d_fullres"]

@@ -68,7 +68,7 @@ class Workflow:
 
     def _stream(self, command: list[str], log: Path, epochs: int | None) -> int:
         with (
-            log.open("w", encoding="utf-8") as file,
+            log.open("w", encoding="utf-8", buffering=1) as file,
             tqdm(total=epochs, unit="epoch", disable=epochs is None, leave=False) as bar,
             subprocess.Popen(
                 command,

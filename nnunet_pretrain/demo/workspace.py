@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_pretrain.files import read_json
-from nnunet_pretrain.folders import NNUNET_VARIABLES, TRAINER_VARIABLE, trainer_search_path
+from nnunet_pretrain.folders import NNUNET_VARIABLES, command_environment
 from nnunet_pretrain.planning import PRETRAIN_PLANS, transfer_plans_names
 
 # The sources the demo imitates, and the orientations their cases are stored in.
@@ -74,7 +74,7 @@ class Workspace:
             **folders,
             **small,
             **({} if device == "cuda" else {"nnUNet_compile": "f"}),
-            TRAINER_VARIABLE: trainer_search_path(),
+            **command_environment(),
         }
 
 

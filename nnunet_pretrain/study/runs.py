@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_pretrain.checkpoints.reading import read_checkpoint
 from nnunet_pretrain.files import write_json
-from nnunet_pretrain.folders import TRAINER_VARIABLE, nnunet_folder, trainer_search_path
+from nnunet_pretrain.folders import command_environment, nnunet_folder
 from nnunet_pretrain.planning.settings import SETTINGS_KEY, Fold, PretrainSettings
 from nnunet_pretrain.study.arms import Arm, settings_of
 from nnunet_pretrain.study.bases import Base
@@ -62,7 +62,7 @@ class Study:
 
     def environment(self) -> dict[str, str]:
         """Variables of nnU-Net's commands: the caller's, and what lets them find our trainers."""
-        environment = {**os.environ, TRAINER_VARIABLE: trainer_search_path()}
+        environment = {**os.environ, **command_environment()}
         environment.setdefault("nnUNet_def_n_proc", str(self.options.num_processes))
         if self.options.device == "cpu" and self.options.jobs > 1:
             # nnU-Net takes as many threads as there are cores for each run; they must not wait by spinning.
