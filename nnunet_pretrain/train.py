@@ -16,7 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -150,8 +150,9 @@ def _prepare_environment(device: str, distributed: bool) -> None:
         os.environ[TRAINER_VARIABLE] = trainer_search_path()
     processes = int(os.environ["LOCAL_WORLD_SIZE"]) if distributed else 1
     if distributed:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True, write_through=False)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, write_through=False)
         # nnU-Net computes the final metrics on one machine, with this number of workers for each process of the run.
         machines = max(1, int(os.environ["WORLD_SIZE"]) // processes)
         os.environ.setdefault("nnUNet_def_n_proc", str(max(1, 8 // machines)))
@@ -281,7 +282,8 @@ def _process_group(device: torch.device) -> Iterator[None]:
             _tell(error)
             failures.set("told", "")
         else:
-            failures.wait(["told"], TIME_TO_FAIL)
+            with suppress(RuntimeError):  # the first one does not get to it in time
+                failures.wait(["told"], TIME_TO_FAIL)
         raise _Failed from error
     finally:
         leaving = Thread(target=dist.destroy_process_group, daemon=True)

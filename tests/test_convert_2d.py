@@ -735,7 +735,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, nnunet):
         [*command, "--task", "classification", "-np", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     folder = nnunet / "nnUNet_raw" / "Dataset920_Photos"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list((folder / RECORDS).glob("[0-9]*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

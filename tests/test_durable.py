@@ -123,6 +123,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_cases(train, monk
     assert (Path(trainer.output_folder) / "checkpoint_latest.pth").read_bytes() == before
 
 
+def written(file):
+    """Returns when a file was written, 0 without one."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def test_kill_9_leaves_a_checkpoint_that_loads(data, tmp_path):
     root, environment = data
     results = tmp_path / "results"
@@ -139,9 +147,9 @@ def test_kill_9_leaves_a_checkpoint_that_loads(data, tmp_path):
     random = np.random.default_rng(0)
     finished = 0
     for _ in range(2):
-        started = latest.stat().st_mtime_ns if latest.is_file() else 0
+        started = written(latest)
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (latest.stat().st_mtime_ns if latest.is_file() else 0) == started:
+        while process.poll() is None and written(latest) == started:
             time.sleep(0.02)
         time.sleep(random.uniform(0, 0.5))
         process.kill()

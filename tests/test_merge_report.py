@@ -280,9 +280,14 @@ def test_a_browser_shows_the_page(folder, tmp_path):
     from PIL import Image
 
     shot = tmp_path / "shot.png"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,4000", f"--screenshot={shot}"]
-    subprocess.run([*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1280,4000",
+        f"--screenshot={shot}",
+    ]
+    subprocess.run([*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=600)
     with Image.open(shot) as picture:
         seen = np.asarray(picture.convert("RGB")).astype(int)
     assert seen.shape == (4000, 1280, 3)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_pretrain.folders import leaf
 from nnunet_pretrain.planning import PretrainSettings, load_preset, preset_names
@@ -41,6 +43,28 @@ def test_warm_up_rises_and_ratios_between_groups_hold():
     assert np.all(np.diff(first[4:]) < 0)
     assert first[4] == pytest.approx(1e-3)
     assert [a / b for a, b in rates] == pytest.approx([100] * 10)
+
+
+def test_augmentation_is_nnunets_without_its_stopwatch(monkeypatch):
+    """Which of two ways to blur is faster would decide about the last digits, and differ between two runs."""
+
+    def fail(self, *arguments):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", fail)
+    planned = PlannedTraining.__new__(PlannedTraining)
+    arguments = ((8, 8, 8), (0, 0), None, (0, 1, 2), False)
+    found = []
+    for transforms in (planned.get_training_transforms(*arguments), nnUNetTrainer.get_training_transforms(*arguments)):
+        blur = next(t for t in transforms.transforms if isinstance(getattr(t, "transform", t), GaussianBlurTransform))
+        blur.apply_probability = 1
+        found.append((blur, [type(t).__name__ for t in transforms.transforms]))
+    (ours, names), (stock, stock_names) = found
+    assert names == stock_names
+    ours.transform.p_per_channel = stock.transform.p_per_channel = 1
+    assert torch.isfinite(ours(image=torch.rand(1, 8, 8, 8))["image"]).all()
+    with pytest.raises(AssertionError, match="timed"):
+        stock(image=torch.rand(1, 8, 8, 8))
 
 
 @pytest.mark.parametrize("name", preset_names())

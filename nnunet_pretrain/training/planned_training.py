@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.optim import SGD, AdamW, Optimizer
 
 from nnunet_pretrain.planning.settings import PretrainSettings
 from nnunet_pretrain.training.distributed import rank_seed
 from nnunet_pretrain.training.schedule import WarmupDecayLR
+
+
+def _each(transform: BasicTransform) -> Iterator[BasicTransform]:
+    """Yields a transform and those inside it."""
+    yield transform
+    inner = transform.transforms if isinstance(transform, ComposeTransforms) else ()
+    for one in (transform.transform,) if isinstance(transform, RandomTransform) else inner:
+        yield from _each(one)
 
 
 class PlannedTraining(nnUNetTrainer):
@@ -99,6 +112,17 @@ class PlannedTraining(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = chosen or None
         self.print_to_log_file(f"mirror_axes: {self.inference_allowed_mirroring_axes}")
         return rotation, dummy_2d, patch_size, chosen or None
+
+    def get_training_transforms(self, *arguments: Any, **named: Any) -> ComposeTransforms:
+        """As nnU-Net, whose blur takes what a stopwatch finds faster of two ways that differ in rounding.
+
+        Without the stopwatch two runs with the same random numbers see the same images.
+        """
+        stock: ComposeTransforms = super().get_training_transforms(*arguments, **named)
+        for transform in _each(stock):
+            if isinstance(transform, GaussianBlurTransform):
+                transform.benchmark = False
+        return stock
 
     def left_right_axis(self) -> int | None:
         """Returns the axis along which mirroring would swap left and right labels, None if no label has a side."""
