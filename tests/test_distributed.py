@@ -225,15 +225,16 @@ class Writes(io.RawIOBase):
         return len(data)
 
 
-def test_processes_of_torchrun_write_whole_lines(planned, monkeypatch):
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_processes_of_torchrun_write_whole_lines(stream, planned, monkeypatch):
     output = Writes()
     for variable in train.TORCHRUN_VARIABLES:
         monkeypatch.setenv(variable, "1")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setenv(TRAINER_VARIABLE, "")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="utf-8", write_through=True))  # python -u
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(output, encoding="utf-8", write_through=True))  # python -u
     assert train.main(["905", "3d_fullres", "all", "-device", "cpu"]) == 2
-    print("rank 1:", "predicting", "a case")  # noqa: T201 - as nnU-Net does
+    print("rank 1:", "predicting", "a case", file=getattr(sys, stream))
     assert output.written[-1] == b"rank 1: predicting a case\n"
 
 

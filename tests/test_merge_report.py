@@ -281,12 +281,8 @@ def test_a_browser_shows_the_page(folder, tmp_path):
 
     shot = tmp_path / "shot.png"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += [
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1280,4000",
-        f"--screenshot={shot}",
-    ]
+    command += ["--hide-scrollbars", "--window-size=1280,4000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}"]
     subprocess.run([*command, (folder / "report.html").as_uri()], check=True, capture_output=True, timeout=600)
     with Image.open(shot) as picture:
         seen = np.asarray(picture.convert("RGB")).astype(int)

@@ -19,7 +19,7 @@ from nnunet_pretrain.files import read_json
 
 KILLS = 20
 CASES = 3
-PATIENCE_S = 60
+PATIENCE_S = 10
 HEAD = (
     "title: t\nlicence: none\ncitation: none\nlayouts: [{images: 'ct/{case}.nii.gz', labels: 'labels/{case}.nii.gz'}]\n"
 )
@@ -87,12 +87,15 @@ def workload(tmp_path_factory):
             start_new_session=True,
         )
 
-    raw = root / "nnUNet_raw"
-    started = time.monotonic()
-    process = start()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return SimpleNamespace(start=start, raw=raw, seconds=time.monotonic() - started, expected=content_of(raw))
+    raw, seconds = root / "nnUNet_raw", []
+    for _ in range(2):  # the faster one counts: a time taken on a busy machine lets runs end before their kill
+        empty(raw)
+        started = time.monotonic()
+        process = start()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        seconds.append(time.monotonic() - started)
+    return SimpleNamespace(start=start, raw=raw, seconds=min(seconds), expected=content_of(raw))
 
 
 def empty(folder):
@@ -145,7 +148,7 @@ def test_a_killed_merge_is_finished_by_resume_as_if_nothing_had_been(workload):
         found = content_of(workload.raw)
         assert sorted(found) == sorted(workload.expected), moment
         assert [name for name in found if found[name] != workload.expected[name]] == [], moment
-    assert unfinished >= 3  # the machine may be faster by now than when it was timed
+    assert unfinished >= KILLS / 2
 
 
 @needs_proc

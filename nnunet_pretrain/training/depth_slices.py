@@ -102,9 +102,7 @@ def safe_in_depth(transform: BasicTransform) -> BasicTransform:
     if isinstance(transform, RandomTransform):
         return RandomTransform(safe_in_depth(transform.transform), transform.apply_probability)
     if isinstance(transform, GaussianBlurTransform):
-        blur = GaussianBlurTransform(
-            transform.blur_sigma, True, transform.synchronize_axes, p_per_channel=1, benchmark=transform.benchmark
-        )
+        blur = GaussianBlurTransform(transform.blur_sigma, True, transform.synchronize_axes, p_per_channel=1)
         return InPlane(blur, transform.p_per_channel)
     return transform
 
